@@ -1,0 +1,5 @@
+"""``python -m chainlift`` is the ``chainlift`` command."""
+
+from chainlift.cli.main import main
+
+main()

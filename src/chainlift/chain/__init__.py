@@ -1,0 +1,1 @@
+"""Open a chain safely and resolve it into one map."""

@@ -1,0 +1,1 @@
+"""The ``chainlift`` command: one file a verb; parse, call one function, print."""

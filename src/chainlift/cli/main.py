@@ -1,0 +1,73 @@
+"""The command itself: which verbs there are, and how an error becomes a line and an exit status.
+
+Exit status: 0 done, 1 the answer is no, 2 bad use or bad input, 3 an operation failed and everything is as before,
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from typing import NoReturn
+
+import click
+
+from chainlift._version import __version__
+from chainlift.errors import ChainliftError
+
+#: Verb -> (module:attribute of its command, its line in ``--help``). A verb's module is imported when it is used.
+VERBS: dict[str, tuple[str, str]] = {}
+
+
+class _Verbs(click.Group):
+    """A group that knows its commands by name and imports only the one that is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in VERBS:
+            return None
+        module, _, attribute = VERBS[cmd_name][0].partition(":")
+        command = getattr(import_module(module), attribute)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        if VERBS:
+            with formatter.section("Commands"):
+                formatter.write_dl([(name, line) for name, (_, line) in VERBS.items()])
+
+
+@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, "-V", "--version", prog_name="chainlift")
+def cli() -> None:
+    """Measure what a long qcow2 snapshot chain costs, explain why, and lift that cost off."""
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run the command and exit; the one place where an error becomes an exit status."""
+    try:
+        status = cli.main(args=arguments, prog_name="chainlift", standalone_mode=False)
+    except click.exceptions.Abort:
+        _fail("interrupted", 130)
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        sys.exit(2)
+    except click.ClickException as error:
+        command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "chainlift"
+        _fail(f"{error.format_message().rstrip('.')}; see '{command} --help'", 2)
+    except ChainliftError as error:
+        _fail(str(error), error.exit_status)
+    except BrokenPipeError:
+        # The reader of our standard output went away (`| head`): not an error, and nothing more can be said there.
+        sys.stderr.close()
+        sys.exit(0)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _fail(line: str, status: int) -> NoReturn:
+    click.echo(f"chainlift: {line}", err=True)
+    sys.exit(status)

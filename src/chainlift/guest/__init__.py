@@ -1,0 +1,1 @@
+"""A guest that boots, and how it is driven."""

@@ -1,0 +1,1 @@
+"""Index, squash, flatten, restore: make a long chain read like one image."""

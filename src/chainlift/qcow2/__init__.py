@@ -1,0 +1,1 @@
+"""One file's format: header, tables, refcounts, compressed clusters."""

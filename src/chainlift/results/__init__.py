@@ -1,0 +1,1 @@
+"""The schema of result files, reading and writing them."""

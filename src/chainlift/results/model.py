@@ -1,0 +1,147 @@
+"""What a study leaves behind: the environment it ran in, the chain it built and every sample it took.
+
+A result directory holds::
+
+    plan.toml           the plan as it ran, every default written out
+    environment.json    :class:`Environment`, one entry a QEMU
+    chain.json          :class:`ChainShape`
+    samples.jsonl       one :class:`Sample` a line, appended and synced as it was taken; never rewritten
+    results.csv         the samples, tidy: one row a sample and metric
+    profiles/           folded stacks, speedscope files and flame graphs
+    report.html         drawn from the files above, and from nothing else
+
+Raw samples are kept; medians and spreads are derived when they are shown. Units are in the names:
+``_s`` seconds, ``_bytes`` bytes, ``_iops`` requests a second, ``_bytes_per_s``.
+
+History of :data:`SCHEMA`: 1, the first.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA = 1
+
+Lift = Literal["none", "index", "squash"]
+Test = Literal["read", "random", "host", "stream", "memory", "profile", "limits", "live"]
+Outcome = Literal["ok", "crashed", "timed out", "failed"]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Sample(_Frozen):
+    """One measurement, as it was taken.
+
+    ``(test, variant, qemu, lift, length, repeat)`` names it; a resumed study skips the names it already has.
+    """
+
+    test: Test
+    #: What of the test this is: host ``4k-strided-d1``; memory ``boot-halt``; else ``""``.
+    variant: str = ""
+    #: Chain length: layers over the base.
+    length: int = Field(ge=0)
+    qemu: str = "host"
+    lift: Lift = "none"
+    repeat: int = Field(ge=0)
+    started_at: datetime
+    outcome: Outcome = "ok"
+    #: The signal that ended QEMU, where it crashed.
+    signal: int | None = None
+    #: One line on what happened, where the outcome is not ``ok``.
+    detail: str | None = None
+    #: Name with unit -> value: ``wall_s``, ``cpu_user_s``, ``peak_rss_bytes``, ``iops``, ``latency_p99_s`` ...
+    metrics: dict[str, float] = Field(default_factory=dict)
+    #: Load average of the host when the sample began: a noisy machine shows.
+    load_1m: float | None = None
+
+    @property
+    def name(self) -> tuple[str, str, str, str, int, int]:
+        """What makes the sample the one it is."""
+        return (self.test, self.variant, self.qemu, self.lift, self.length, self.repeat)
+
+
+class FilePlace(_Frozen):
+    """Where a file of the study lies."""
+
+    path: str
+    file_system: str
+    device: str
+    mount_options: str = ""
+    rotational: bool | None = None
+
+
+class QemuFacts(_Frozen):
+    """One QEMU that was measured."""
+
+    label: str
+    binary: str
+    #: As ``-version`` prints it, package version included.
+    version: str
+    #: Where it came from: ``host``, ``debian:trixie``, ``path``.
+    source: str
+    accelerator: Literal["kvm", "tcg"]
+    #: Why this accelerator: ``a guest booted under KVM in 1.2 s``, ``no guest booted under KVM in 20 s``.
+    accelerator_reason: str = ""
+    machine: str = ""
+    has_symbols: bool | None = None
+
+
+class GuestFacts(_Frozen):
+    """The guest that ran the tests."""
+
+    kind: str
+    kernel: str = ""
+    description: str = ""
+    memory_bytes: int
+    vcpus: int
+
+
+class Environment(_Frozen):
+    """The machine and the software of a study; what a number means depends on it."""
+
+    schema_version: int = Field(default=SCHEMA, alias="schema")
+    chainlift: str
+    started_at: datetime
+    hostname_hash: str = ""
+    cpu: str
+    cpus: int
+    memory_bytes: int
+    host_kernel: str
+    operating_system: str
+    cache_mode: str
+    aio: str = ""
+    l2_cache_size: str = "default"
+    qemus: list[QemuFacts]
+    guest: GuestFacts | None = None
+    files: list[FilePlace] = Field(default_factory=list)
+    #: What this machine could not show: no KVM, no symbols, no perf.
+    limits: list[str] = Field(default_factory=list)
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class ChainShape(_Frozen):
+    """The chain that was measured."""
+
+    #: How it was made: by a live guest with fio, or laid down offline with the same distribution.
+    built: Literal["live", "offline", "given"]
+    virtual_size_bytes: int
+    cluster_size_bytes: int
+    #: Size on disk of the base and of each layer over it, bottom first: ``layer_bytes[0]`` is the base.
+    layer_bytes: list[int]
+    #: Clusters that each layer has allocated, bottom first, where they were counted.
+    layer_clusters: list[int] = Field(default_factory=list)
+    interval_s: float | None = None
+    #: By how much interval and write rate were sped up together.
+    pace: float = 1.0
+    build_s: float | None = None
+
+    @property
+    def length(self) -> int:
+        """Layers over the base."""
+        return len(self.layer_bytes) - 1

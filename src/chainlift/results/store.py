@@ -1,0 +1,182 @@
+"""Reading and writing a result directory (its files are described in :mod:`chainlift.results.model`)."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from typing import TYPE_CHECKING, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from chainlift.errors import InputError
+from chainlift.results.model import SCHEMA, ChainShape, Environment, Sample
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+_M = TypeVar("_M", bound=BaseModel)
+
+PLAN = "plan.toml"
+ENVIRONMENT = "environment.json"
+CHAIN = "chain.json"
+SAMPLES = "samples.jsonl"
+CSV = "results.csv"
+REPORT = "report.html"
+PROFILES = "profiles"
+
+_CSV_COLUMNS = (
+    "test", "variant", "qemu", "lift", "length", "repeat", "started_at", "outcome", "signal", "load_1m",
+    "metric", "value",
+)  # fmt: skip
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace ``path`` by a file with this text; a reader, or a power cut, sees the old or the new one whole."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
+    try:
+        with temporary.open("w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+class ResultDirectory:
+    """One result directory.
+
+    :param path: the directory; :meth:`create` makes it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def open(cls, path: Path) -> ResultDirectory:
+        """Open a directory that a study has written.
+
+        :raise InputError: if it is none.
+        """
+        if not (path / PLAN).is_file():
+            raise InputError("is not a result directory: it has no plan.toml", path=path)
+        return cls(path)
+
+    @classmethod
+    def create(cls, path: Path, plan_text: str) -> ResultDirectory:
+        """Make the directory for this plan, or open it where it holds the same plan (a study that continues).
+
+        :raise InputError: if it holds another plan's results, or other files.
+        """
+        plan = path / PLAN
+        if plan.exists():
+            if plan.read_text(encoding="utf-8") != plan_text:
+                raise InputError("holds another plan's results", path=path, hint="choose another --out")
+            return cls(path)
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise InputError("exists and is not a result directory", path=path, hint="choose another --out")
+        path.mkdir(parents=True, exist_ok=True)
+        write_atomically(plan, plan_text)
+        return cls(path)
+
+    def plan_text(self) -> str:
+        """Return the plan as it ran."""
+        return (self.path / PLAN).read_text(encoding="utf-8")
+
+    def environment(self) -> Environment:
+        """Return the environment; :raise InputError: if it is missing or of another schema."""
+        return self._read(ENVIRONMENT, Environment)
+
+    def write_environment(self, environment: Environment) -> None:
+        """Write the environment."""
+        write_atomically(self.path / ENVIRONMENT, environment.model_dump_json(indent=1, by_alias=True) + "\n")
+
+    def chain(self) -> ChainShape | None:
+        """Return the chain's shape, or None before it is known."""
+        return self._read(CHAIN, ChainShape) if (self.path / CHAIN).exists() else None
+
+    def write_chain(self, shape: ChainShape) -> None:
+        """Write the chain's shape."""
+        write_atomically(self.path / CHAIN, shape.model_dump_json(indent=1) + "\n")
+
+    def samples(self) -> list[Sample]:
+        """Return every sample, in the order they were taken.
+
+        A last line without an end was cut off by a kill and is left out; where a name occurs twice, the later wins.
+
+        :raise InputError: if a whole line is no sample.
+        """
+        path = self.path / SAMPLES
+        if not path.exists():
+            return []
+        found: dict[object, Sample] = {}
+        lines = path.read_bytes().split(b"\n")
+        for number, line in enumerate(lines[:-1], start=1):
+            try:
+                sample = Sample.model_validate_json(line)
+            except ValidationError as error:
+                raise InputError(f"line {number}: not a sample: {_first(error)}", path=path) from error
+            found[sample.name] = sample
+        return list(found.values())
+
+    def append(self, sample: Sample) -> None:
+        """Add a sample; it is on disk when this returns."""
+        path = self.path / SAMPLES
+        with path.open("a+b") as stream:
+            self._drop_partial_line(stream)
+            stream.write(sample.model_dump_json(exclude_none=True).encode() + b"\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+
+    def write_csv(self, samples: Iterable[Sample]) -> None:
+        """Write the samples as a tidy table: one row a sample and metric."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(_CSV_COLUMNS)
+        for sample in samples:
+            head = [
+                sample.test, sample.variant, sample.qemu, sample.lift, sample.length, sample.repeat,
+                sample.started_at.isoformat(), sample.outcome, sample.signal, sample.load_1m,
+            ]  # fmt: skip
+            for metric, value in sample.metrics.items() or [("", "")]:
+                writer.writerow([*head, metric, value])
+        write_atomically(self.path / CSV, text.getvalue())
+
+    @staticmethod
+    def _drop_partial_line(stream: io.BufferedRandom | object) -> None:
+        assert isinstance(stream, io.BufferedRandom)
+        end = stream.seek(0, os.SEEK_END)
+        position = end
+        while position > 0:
+            stream.seek(position - 1)
+            if stream.read(1) == b"\n":
+                break
+            position -= 1
+        if position != end:
+            stream.truncate(position)
+        stream.seek(position)
+
+    def _read(self, name: str, model: type[_M]) -> _M:
+        path = self.path / name
+        try:
+            text = path.read_text(encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"cannot be read: {error.strerror}", path=path) from error
+        try:
+            schema = json.loads(text).get("schema", SCHEMA)
+            if schema != SCHEMA:
+                raise InputError(f"has schema {schema}, this chainlift reads {SCHEMA}", path=path)
+            return model.model_validate_json(text)
+        except (ValidationError, ValueError, AttributeError) as error:
+            raise InputError(f"does not hold what it should: {_first(error)}", path=path) from error
+
+
+def _first(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        detail = error.errors()[0]
+        return f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}"
+    return str(error)

@@ -1,0 +1,1 @@
+"""A study's plan, building chains, the probes and the runner."""

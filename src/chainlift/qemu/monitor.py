@@ -1,0 +1,251 @@
+"""QMP, synchronously: ``qemu.qmp`` on an event loop in a thread of its own.
+
+All connections share the one loop. Every wait has a limit, and a connection that is lost tells why:
+:class:`~chainlift.errors.QemuCrashed` with the signal and QEMU's last words, where its process is ours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import logging
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from qemu.qmp import ConnectError, EventListener, ExecuteError, QMPClient, QMPError, Runstate
+
+from chainlift.errors import QemuError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Coroutine, Mapping
+    from os import PathLike
+    from types import TracebackType
+
+    from chainlift.qemu.process import QemuProcess
+
+# What the library logs (a late reply to a request that was given up) is no news to a person.
+logging.getLogger("qemu.qmp").addHandler(logging.NullHandler())
+
+_T = TypeVar("_T")
+
+#: Events that nobody has asked for are kept up to this many; the oldest go first.
+_BACKLOG = 10_000
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that QEMU reported by itself."""
+
+    name: str
+    data: Mapping[str, Any]
+    #: QEMU's clock, seconds since the epoch.
+    timestamp_s: float
+
+
+class Client(QMPClient):
+    """The library's client, for long lines: the description of a chain of 1,000 layers takes megabytes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.readbuflen = 256 << 20  # since 0.0.4
+        self._limit = 256 << 20  # 0.0.3
+
+
+class Connection:
+    """A connection that requests go through; :class:`Monitor` and the guest agent's client are ones.
+
+    :param client: not connected yet.
+    :param process: the QEMU at the other end, where it is ours: its end explains a lost connection.
+    """
+
+    def __init__(self, client: QMPClient, process: QemuProcess | None = None) -> None:
+        self._client = client
+        self._process = process
+        self._changed = threading.Condition()
+        self._lost = False
+        self._events: deque[Event] = deque(maxlen=_BACKLOG)
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def execute(
+        self,
+        command: str,
+        arguments: Mapping[str, object] | None = None,
+        *,
+        timeout_s: float = 120.0,
+        **keywords: object,
+    ) -> Any:  # noqa: ANN401 - whatever the command returns
+        """Run a command and return what it returns.
+
+        :param arguments: named as QMP spells them.
+        :param timeout_s: how long to wait for the answer.
+        :param keywords: more arguments, where ``_`` stands for ``-``.
+        :raise QemuError: if QEMU refuses (its words) or does not answer in time (what it did is then unknown).
+        :raise QemuCrashed: if QEMU ended before it answered.
+        """
+        merged = {**(arguments or {}), **{name.replace("_", "-"): value for name, value in keywords.items()}}
+        try:
+            return self._call(self._client.execute(command, merged or None), timeout_s)
+        except ExecuteError as error:
+            raise QemuError(f"{command}: {error}") from None
+        except TimeoutError:
+            raise QemuError(f"{command} was not answered within {timeout_s:g} s") from None
+        except (QMPError, OSError, EOFError):
+            raise self._lost_error(command) from None
+
+    def close(self) -> None:
+        """Let go of the connection; what runs at the other end goes on."""
+        for task in self._tasks:
+            _loop().call_soon_threadsafe(task.cancel)
+        self._tasks.clear()
+        # A connection that was lost reports that once more when it is closed.
+        with contextlib.suppress(QMPError, OSError, EOFError, TimeoutError):
+            self._call(self._client.disconnect(), 10.0)
+
+    def _call(self, coroutine: Coroutine[Any, Any, _T], timeout_s: float) -> _T:
+        future = asyncio.run_coroutine_threadsafe(coroutine, _loop())
+        try:
+            return future.result(timeout_s)
+        except concurrent.futures.TimeoutError:
+            future.cancel()
+            raise TimeoutError from None
+        except KeyboardInterrupt:
+            future.cancel()
+            raise
+
+    def _connect(self, address: str, timeout_s: float) -> None:
+        """Connect, waiting for the socket to appear, and begin to listen."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                self._call(self._client.connect(address), max(deadline - time.monotonic(), 0.1))
+                break
+            except (TimeoutError, ConnectError) as error:
+                if self._process is not None and not self._process.running:
+                    raise self._process.crash_error("its start") from None
+                if time.monotonic() >= deadline:
+                    raise QemuError(
+                        f"no answer within {timeout_s:g} s",
+                        path=address,
+                        hint="is anybody else on this socket?",
+                    ) from error
+                if self._process is None:
+                    raise QemuError(f"cannot connect: {_cause(error)}", path=address) from None
+                time.sleep(0.02)
+        self._call(self._listen(), 10.0)
+
+    async def _listen(self) -> None:
+        listener = EventListener()
+        self._client.register_listener(listener)
+        loop = asyncio.get_running_loop()
+        self._tasks = [loop.create_task(self._collect(listener)), loop.create_task(self._watch())]
+
+    async def _collect(self, listener: EventListener) -> None:
+        async for message in listener:
+            stamp: Any = message.get("timestamp", {})
+            data: Any = message.get("data", {})
+            seconds = stamp.get("seconds", 0) + stamp.get("microseconds", 0) / 1e6
+            with self._changed:
+                self._events.append(Event(str(message["event"]), data, seconds))
+                self._changed.notify_all()
+
+    async def _watch(self) -> None:
+        while self._client.runstate == Runstate.RUNNING:
+            await self._client.runstate_changed()
+        with self._changed:
+            self._lost = True
+            self._changed.notify_all()
+
+    def _lost_error(self, what: str) -> QemuError:
+        if self._process is not None:
+            return self._process.crash_error(what)
+        return QemuError(f"the connection was lost during {what}")
+
+
+class Monitor(Connection):
+    """QEMU's monitor."""
+
+    @classmethod
+    def connect(
+        cls, socket_path: str | PathLike[str], process: QemuProcess | None = None, timeout_s: float = 120.0
+    ) -> Self:
+        """Connect to the monitor's UNIX socket.
+
+        :param process: the QEMU, where we have started it: then the socket may be still to come (QEMU opens its disks
+            first, which takes a long chain half a minute).
+        :raise QemuError: if nobody answers there.
+        :raise QemuCrashed: if the process ends meanwhile.
+        """
+        monitor = cls(Client(), process)
+        monitor._connect(str(socket_path), timeout_s)
+        return monitor
+
+    def events(self, *names: str) -> list[Event]:
+        """Take the events that have come since they were last asked for: all, or those of these names."""
+        with self._changed:
+            taken = [event for event in self._events if not names or event.name in names]
+            kept = [event for event in self._events if names and event.name not in names]
+            self._events.clear()
+            self._events.extend(kept)
+        return taken
+
+    def wait_event(
+        self,
+        name: str | Collection[str],
+        match: Callable[[Mapping[str, Any]], bool] | None = None,
+        *,
+        timeout_s: float | None = None,
+    ) -> Event:
+        """Wait for an event, one that has already come included, and take it; others stay.
+
+        :param name: its name, or several.
+        :param match: what its data must satisfy.
+        :param timeout_s: None waits as long as QEMU runs.
+        :raise TimeoutError: if it does not come.
+        :raise QemuCrashed: if QEMU ends before it comes.
+        """
+        names = {name} if isinstance(name, str) else set(name)
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        with self._changed:
+            while True:
+                for index, event in enumerate(self._events):
+                    if event.name in names and (match is None or match(event.data)):
+                        del self._events[index]
+                        return event
+                if self._lost:
+                    break
+                left = None if deadline is None else deadline - time.monotonic()
+                if left is not None and left <= 0:
+                    raise TimeoutError(f"no event {' or '.join(sorted(names))} within {timeout_s:g} s")
+                self._changed.wait(left)
+        raise self._lost_error(f"the wait for {' or '.join(sorted(names))}")
+
+
+_loop_lock = threading.Lock()
+_running_loop: asyncio.AbstractEventLoop | None = None
+
+
+def _loop() -> asyncio.AbstractEventLoop:
+    """Return the loop that all connections share, in a thread that ends with us."""
+    global _running_loop  # noqa: PLW0603 - one for the process, made when it is first needed
+    with _loop_lock:
+        if _running_loop is None:
+            _running_loop = asyncio.new_event_loop()
+            threading.Thread(target=_running_loop.run_forever, name="qmp", daemon=True).start()
+        return _running_loop
+
+
+def _cause(error: BaseException) -> str:
+    cause = error.__cause__ or getattr(error, "exc", None) or error
+    return getattr(cause, "strerror", None) or str(cause) or type(cause).__name__

@@ -1,0 +1,105 @@
+import json
+import os
+import shutil
+import stat
+
+import pytest
+
+from chainlift.errors import MissingToolError, OperationError
+from chainlift.host import packages
+from chainlift.host.packages import dependencies, download_and_unpack, libraries, resolve
+
+needs_apt = pytest.mark.skipif(shutil.which("apt-get") is None, reason="needs a Debian host")
+
+
+@pytest.fixture
+def fake_apt(tmp_path, monkeypatch):
+    """An apt-get and a dpkg-deb that write down what they were asked."""
+    directory = tmp_path / "bin"
+    directory.mkdir()
+    log = tmp_path / "log"
+
+    def write(name, body):
+        (directory / name).write_text(f'#!/bin/sh\necho "{name} $*" >> {log}\n{body}\n')
+        (directory / name).chmod(0o755)
+
+    write(
+        "apt-get",
+        """case "$*" in
+        *install*) echo "Inst libx (1.0 Debian:12/stable [amd64])"; echo "Inst perl-base (5 Debian:12 [amd64])"
+                   echo "Inst tool (2:3-1+b1 Debian:12/stable [amd64])";;
+        *download*) touch tool.deb libx.deb;;
+        esac""",
+    )
+    write("dpkg-deb", 'mkdir -p "$3/usr/bin"; touch "$3/usr/bin/$(basename "$2")"')
+    monkeypatch.setenv("PATH", f"{directory}:{os.environ['PATH']}")
+    return log, write
+
+
+def test_what_is_wanted_is_fetched_once(fake_apt, tmp_path):
+    log, _ = fake_apt
+    into = tmp_path / "into"
+    assert download_and_unpack(["tool"], into, with_depends=True, keep=libraries) == into
+    assert {path.name for path in (into / "usr/bin").iterdir()} == {"tool.deb", "libx.deb"}
+    assert json.loads((into / ".packages.json").read_text()) == {"libx": "1.0", "tool": "2:3-1+b1"}
+    assert "download libx=1.0 tool=2:3-1+b1" in log.read_text()
+    log.write_text("")
+    download_and_unpack(["tool"], into, with_depends=True, keep=libraries)
+    assert "download" not in log.read_text()
+
+
+def test_another_version_replaces_the_directory(fake_apt, tmp_path):
+    _, write = fake_apt
+    into = tmp_path / "into"
+    download_and_unpack(["tool"], into)
+    (into / "stale").touch()
+    write("apt-get", 'case "$*" in *install*) echo "Inst tool (4 Debian:13 [amd64])";; *) touch tool.deb;; esac')
+    download_and_unpack(["tool"], into)
+    assert not (into / "stale").exists()
+    assert stat.S_IMODE(into.stat().st_mode) == 0o755
+
+
+def test_a_failed_download_leaves_what_was_there(fake_apt, tmp_path):
+    _, write = fake_apt
+    into = tmp_path / "into"
+    download_and_unpack(["tool"], into)
+    write("apt-get", 'case "$*" in *install*) echo "Inst tool (4 x [amd64])";; *) echo E: no net >&2; exit 100;; esac')
+    with pytest.raises(OperationError, match="apt-get download failed: E: no net"):
+        download_and_unpack(["tool"], into)
+    assert (into / "usr/bin/tool.deb").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".into.lock", "bin", "into", "log"]
+
+
+def test_without_package_lists_the_earlier_download_serves(fake_apt, tmp_path):
+    _, write = fake_apt
+    into = tmp_path / "into"
+    download_and_unpack(["tool"], into)
+    write("apt-get", "echo 'E: Unable to locate package tool' >&2; exit 100")
+    assert download_and_unpack(["tool"], into) == into
+    with pytest.raises(MissingToolError, match="run 'apt-get update' as root"):
+        download_and_unpack(["other"], tmp_path / "elsewhere")
+
+
+def test_without_apt_the_error_says_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(MissingToolError, match="no apt-get on this host; this needs Debian"):
+        packages.resolve(["fio"])
+
+
+@needs_apt
+@pytest.mark.integration
+def test_the_real_apt_knows_real_packages():
+    versions = resolve(["fio"], with_depends=True, keep=libraries)
+    assert "libc6" in versions
+    assert "fio" in versions
+    assert not any(name.startswith("python") for name in versions)
+    assert any(name.startswith("linux-image-") for name in dependencies("linux-image-cloud-amd64"))
+    with pytest.raises(MissingToolError):
+        resolve(["chainlift-no-such-package"])
+
+
+@needs_apt
+@pytest.mark.integration
+def test_a_real_package_is_unpacked(tmp_path):
+    root = download_and_unpack(["busybox-static"], tmp_path / "busybox")
+    assert any((root / place).exists() for place in ("bin/busybox", "usr/bin/busybox"))

@@ -16,7 +16,9 @@ from chainlift._version import __version__
 from chainlift.errors import ChainliftError
 
 #: Verb -> (module:attribute of its command, its line in ``--help``). A verb's module is imported when it is used.
-VERBS: dict[str, tuple[str, str]] = {}
+VERBS: dict[str, tuple[str, str]] = {
+    "qemu": ("chainlift.cli.qemu:command", "QEMUs of other releases: unpack, list, remove."),
+}
 
 
 class _Verbs(click.Group):

@@ -80,8 +80,8 @@ class Qemu:
 def find_qemu(spec: str = "host", *, need: Collection[Tool] = ("system", "img", "io")) -> Qemu:
     """Find a QEMU and ask for its version.
 
-    :param spec: ``host`` for what is installed; the path of a system emulator, a build directory or an installation's
-        prefix.
+    :param spec: ``host`` for what is installed; ``debian:SUITE`` for what ``chainlift qemu add`` has unpacked; the path
+        of a system emulator, a build directory or an installation's prefix.
     :param need: the programs that must be there.
     :raise MissingToolError: if one of them is not, or cannot be run, or is older than :data:`OLDEST`.
     :raise InputError: if ``spec`` names nothing that we know.
@@ -91,8 +91,12 @@ def find_qemu(spec: str = "host", *, need: Collection[Tool] = ("system", "img", 
         if found["system"] is None:
             found["system"] = _first(str(path) for path in (Path("/usr/libexec/qemu-kvm"),) if path.exists())
         source = "host"
+    elif spec.startswith("debian:"):
+        from chainlift.qemu.releases import find_release
+
+        return find_release(spec)
     elif ":" in spec and not Path(spec).exists():
-        raise InputError(f"{spec!r} is no QEMU", hint="give host or the path of a build or a binary")
+        raise InputError(f"{spec!r} is no QEMU", hint="give host, debian:SUITE or the path of a build or a binary")
     else:
         found, source = _below(Path(spec)), "path"
     for tool in need:
@@ -128,14 +132,21 @@ def read_version(argv: list[str], environment: Mapping[str, str] | None = None) 
         raise MissingToolError(
             f"is no QEMU that runs here: {said}", path=argv[-1], hint="give an x86-64 QEMU built for this machine"
         )
-    version = (int(match[1]), int(match[2]), int(match[3] or 0))
+    text = finished.stdout[match.start() + len("version ") :].splitlines()[0].strip()
+    version = parse_version(text)
     if version < OLDEST:
         raise MissingToolError(
             f"QEMU {'.'.join(map(str, version))} is too old",
             path=argv[-1],
             hint=f"install {OLDEST[0]}.{OLDEST[1]} or newer",
         )
-    return version, finished.stdout[match.start() + len("version ") :].splitlines()[0].strip()
+    return version, text
+
+
+def parse_version(text: str) -> tuple[int, int, int]:
+    """Read the version that :func:`read_version` has found, ``7.2.17 (Debian 1:7.2+dfsg-7)``, as numbers."""
+    match = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", text)
+    return (int(match[1]), int(match[2]), int(match[3] or 0)) if match else (0, 0, 0)
 
 
 def _below(path: Path) -> dict[Tool, Path | None]:

@@ -1,0 +1,54 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from chainlift.errors import InputError
+from chainlift.results.stacks import Stacks, merge, read_folded, to_speedscope, write_folded
+
+frames = st.text(st.characters(exclude_categories=("Z", "C"), exclude_characters=";"), min_size=1, max_size=6)
+profiles = st.dictionaries(st.lists(frames, min_size=1, max_size=8).map(tuple), st.integers(1, 1000)).map(Stacks)
+
+
+@given(profiles)
+def test_folded_text_reads_back_as_it_was(stacks):
+    assert read_folded(write_folded(stacks)).counts == stacks.counts
+
+
+@given(st.lists(profiles, max_size=4))
+def test_merging_conserves_samples(several):
+    merged = merge(several)
+    assert merged.total == sum(stacks.total for stacks in several)
+    assert sum(merged.self_samples().values()) == merged.total
+
+
+@given(profiles)
+def test_speedscope_holds_every_sample_and_stack(stacks):
+    file = to_speedscope(stacks, "x")
+    names = [frame["name"] for frame in file["shared"]["frames"]]
+    (profile,) = file["profiles"]
+    back = {tuple(names[i] for i in s): w for s, w in zip(profile["samples"], profile["weights"], strict=True)}
+    assert back == stacks.counts
+    assert profile["endValue"] == stacks.total
+
+
+def test_a_function_that_is_on_a_stack_twice_counts_once():
+    stacks = read_folded("a;b;b;c 3\na;c 1\n")
+    assert stacks.share_of("b") == 0.75
+    assert stacks.share_of("b", "c") == 1
+    assert stacks.share_of("x") == 0
+    assert stacks.self_samples() == {"c": 4}
+
+
+def test_samples_in_functions_without_a_name_are_the_unknown_share():
+    stacks = read_folded("a;[unknown] 1\na;[qemu-img+0x1f00] 1\n[unknown];b 1\na;[kernel] 1\n")
+    assert stacks.unknown_share == 0.5
+
+
+def test_nothing_sampled_is_no_division_by_zero():
+    assert Stacks({}).share_of("a") == Stacks({}).unknown_share == 0
+
+
+@pytest.mark.parametrize("line", ["a;b", "a;b x", "a;b -1", "a;b 1.5", "a;b \u0663"])
+def test_a_line_without_a_count_is_bad_input(line):
+    with pytest.raises(InputError, match="line 2"):
+        read_folded(f"a 1\n{line}\n")

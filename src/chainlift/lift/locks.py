@@ -1,0 +1,184 @@
+"""QEMU's image locks: seeing that a QEMU has an image open, and keeping one from writing to a layer while we read it.
+
+QEMU takes *open file description* locks on single bytes (block/file-posix.c): byte 100 + n is locked for reading by
+everyone who uses permission n, byte 200 + n by everyone who does not share it. Taking the same locks makes us one of
+them: a QEMU that wants to write to a layer is refused while we hold it, and we are refused where one does.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import re
+import resource
+import struct
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Self
+
+from chainlift.errors import ImageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from types import TracebackType
+
+_PERM_BASE: Final = 100  # RAW_LOCK_PERM_BASE
+_SHARED_BASE: Final = 200  # RAW_LOCK_SHARED_BASE
+_CONSISTENT_READ: Final = 0  # BLK_PERM_*, as bit numbers
+_WRITE: Final = 1
+_RESIZE: Final = 3
+_PERMISSIONS: Final = 5
+_FLOCK: Final = "hhqqi4x"  # struct flock
+
+
+def holders(path: Path) -> list[str]:
+    """Name the processes that hold a QEMU lock on this file, as far as ``/proc`` lets us see: ``qemu-img (412)``."""
+    with suppress(OSError):
+        wanted = path.stat()
+        found = []
+        for process in Path("/proc").iterdir():
+            if process.name.isdecimal() and int(process.name) != os.getpid() and _holds(process, wanted):
+                name = (process / "comm").read_text().strip()
+                found.append(f"{name} (process {process.name})")
+        return sorted(found)
+    return []
+
+
+def _holds(process: Path, wanted: os.stat_result) -> bool:
+    with suppress(OSError):
+        for entry in (process / "fd").iterdir():
+            with suppress(OSError):
+                there = entry.stat()
+                same = (there.st_dev, there.st_ino) == (wanted.st_dev, wanted.st_ino)
+                if same and re.search(r"^lock:.*OFDLCK", (process / "fdinfo" / entry.name).read_text(), re.MULTILINE):
+                    return True
+    return False
+
+
+def is_open_in_qemu(path: Path) -> bool:
+    """Whether any QEMU has this image open, for reading or writing."""
+    with _open(path) as file:
+        return _is_locked(file, _PERM_BASE, 200)
+
+
+def is_written(path: Path) -> bool:
+    """Whether a QEMU has this image open for writing."""
+    with _open(path) as file:
+        return any(_is_locked(file, _PERM_BASE + permission, 1) for permission in (_WRITE, _RESIZE))
+
+
+def refuse_if_open(path: Path) -> None:
+    """Refuse an image that a QEMU has open.
+
+    :raise ImageError: naming the process where it can be told.
+    """
+    if is_open_in_qemu(path):
+        raise ImageError(
+            f"is open in {_who(path)}",
+            path=path,
+            hint="stop it first, or name its QMP socket with --qmp to work under the running VM",
+        )
+
+
+class LayerLocks:
+    """Holds read locks on layers: nobody's QEMU may write to one, or change its size, until they are released.
+
+    The locks are QEMU's own, so a QEMU that only reads (a VM with these layers as backing files) is not disturbed.
+
+    :param paths: the layers.
+    :raise ImageError: if one of them is open for writing.
+    """
+
+    def __init__(self, paths: Iterable[Path]) -> None:
+        self._files: list[_LockedFile] = []
+        try:
+            for path in paths:
+                self._add(path)
+        except BaseException:
+            self.release()
+            raise
+
+    def _add(self, path: Path) -> None:
+        file = _open(path)
+        self._files.append(file)
+        for byte in (_PERM_BASE + _CONSISTENT_READ, _SHARED_BASE + _WRITE, _SHARED_BASE + _RESIZE):
+            file.lock(byte)
+        # Ours are there; now whoever writes, or does not share reading, is seen, and whoever comes later sees us.
+        for byte in (_PERM_BASE + _WRITE, _PERM_BASE + _RESIZE, _SHARED_BASE + _CONSISTENT_READ):
+            if _is_locked(file, byte, 1):
+                raise ImageError(
+                    f"is open for writing in {_who(path)}", path=path, hint="a lift needs layers that nobody writes to"
+                )
+
+    def release(self) -> None:
+        """Let go of every layer."""
+        while self._files:
+            self._files.pop().close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+
+class _LockedFile:
+    """A file opened for its locks."""
+
+    def __init__(self, path: Path) -> None:
+        # A FIFO with the name of an image must not make us wait for its other end.
+        self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+
+    def lock(self, byte: int) -> None:
+        """Take a shared lock on one byte; a file system without them has none to respect either."""
+        try:
+            fcntl.fcntl(self.fd, fcntl.F_OFD_SETLK, struct.pack(_FLOCK, fcntl.F_RDLCK, os.SEEK_SET, byte, 1, 0))
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOLCK, errno.EOPNOTSUPP, errno.EAGAIN, errno.EACCES):
+                raise
+
+    def close(self) -> None:
+        """Close it, which releases the locks."""
+        os.close(self.fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _open(path: Path) -> _LockedFile:
+    try:
+        return _LockedFile(path)
+    except OSError as error:
+        if error.errno == errno.EMFILE and _raise_file_limit():
+            return _open(path)
+        raise ImageError(f"cannot be opened: {error.strerror}", path=path) from error
+
+
+def _raise_file_limit() -> bool:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == hard:
+        return False
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return True
+
+
+def _is_locked(file: _LockedFile, byte: int, length: int) -> bool:
+    request = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, byte, length, 0)
+    try:
+        answer = fcntl.fcntl(file.fd, fcntl.F_OFD_GETLK, request)
+    except OSError:
+        return False
+    return bool(struct.unpack(_FLOCK, answer)[0] != fcntl.F_UNLCK)
+
+
+def _who(path: Path) -> str:
+    found = holders(path)
+    return ", ".join(found[:3]) if found else "a QEMU"

@@ -1,0 +1,78 @@
+import shutil
+import subprocess
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from chainlift.errors import ImageError
+from chainlift.lift.locks import LayerLocks, holders, is_open_in_qemu, is_written, refuse_if_open
+from chainlift.qcow2.writer import write_image
+
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.skipif(shutil.which("qemu-io") is None, reason="needs qemu-io"),
+]
+
+
+@contextmanager
+def opened_by_qemu_io(path, *options):
+    command = ["qemu-io", *options, "-f", "qcow2", str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
+        try:
+            deadline = time.monotonic() + 20
+            while not is_open_in_qemu(path) and time.monotonic() < deadline:
+                time.sleep(0.005)
+            yield process
+        finally:
+            process.stdin.close()
+            process.wait(20)
+
+
+@pytest.fixture
+def image(tmp_path):
+    path = tmp_path / "a.qcow2"
+    write_image(path, virtual_size=1 << 20)
+    return path
+
+
+def test_an_image_that_nobody_has_is_free(image):
+    assert not is_open_in_qemu(image)
+    assert holders(image) == []
+    refuse_if_open(image)
+
+
+def test_a_writer_is_seen_and_named(image):
+    with opened_by_qemu_io(image) as process:
+        assert is_written(image)
+        assert holders(image) == [f"qemu-io (process {process.pid})"]
+        with pytest.raises(ImageError, match=rf"qemu-io \(process {process.pid}\).*--qmp"):
+            refuse_if_open(image)
+        with pytest.raises(ImageError, match="open for writing in qemu-io"):
+            LayerLocks([image])
+
+
+def test_a_reader_is_seen_and_does_not_keep_us_from_a_layer(image):
+    with opened_by_qemu_io(image, "-r"):
+        assert is_open_in_qemu(image)
+        assert not is_written(image)
+        LayerLocks([image]).release()
+
+
+def test_a_qemu_cannot_write_to_a_layer_that_we_hold_and_can_read_it(image):
+    write = ["qemu-io", "-f", "qcow2", "-c", "write 0 64k", str(image)]
+    read = ["qemu-io", "-r", "-f", "qcow2", "-c", "read 0 64k", str(image)]
+    with LayerLocks([image]):
+        refused = subprocess.run(write, capture_output=True, text=True)
+        assert refused.returncode == 1
+        assert "lock" in refused.stderr
+        assert subprocess.run(read, capture_output=True).returncode == 0
+    assert subprocess.run(write, capture_output=True).returncode == 0
+
+
+def test_descriptors_are_given_back_when_one_layer_cannot_be_held(image, tmp_path):
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with pytest.raises(ImageError, match="cannot be opened"):
+        LayerLocks([image, tmp_path / "missing"])
+    assert len(list(Path("/proc/self/fd").iterdir())) == before

@@ -1,0 +1,165 @@
+"""Which disks a QEMU has, and which of them is meant."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from chainlift.errors import InputError, QemuCrashed, QemuError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from chainlift.lift.live.graph import BlockGraph
+    from chainlift.lift.live.peer import Peer
+    from chainlift.qemu.monitor import Monitor
+
+
+@dataclass(frozen=True)
+class LiveDisk:
+    """A disk of a running QEMU: the node of its active layer, and whose it is."""
+
+    #: The node of the active layer, under the filters.
+    node: str
+    #: The topmost filter over it, or itself: what a device or an export has as its child.
+    root: str
+    #: Names of the devices and exports that use it; a device's id and QOM path, an export's id.
+    users: tuple[str, ...]
+    driver: str
+    #: The active layer's file; None where it is no local file.
+    path: Path | None
+    #: Layers over the base, as QEMU has them open.
+    length: int
+    #: The iothread that serves its device; None where there is none, or where QEMU does not tell (an export).
+    iothread: str | None = None
+    #: Whether :attr:`iothread` is certain: an export may be in one of which QMP does not tell.
+    iothread_is_known: bool = True
+
+    def __str__(self) -> str:
+        used = f" of {', '.join(self.users)}" if self.users else ""
+        return f"node {self.node}{used}: {self.path or self.driver}, length {self.length}"
+
+
+def list_disks(monitor: Monitor, graph: BlockGraph, peer: Peer) -> list[LiveDisk]:
+    """Return every disk that a device or an export uses.
+
+    :param peer: the process, whose command line tells an export's iothread.
+
+    :raise QemuError: if QEMU does not tell.
+    """
+    devices = monitor.execute("query-block")
+    names: dict[str, list[str]] = {}
+    threads: dict[str, str] = {}
+    for device in devices:
+        root = device.get("inserted", {}).get("node-name")
+        if root is None:
+            continue
+        qdev = device.get("qdev", "")
+        names.setdefault(root, []).extend(filter(None, (device["device"], _identifier(qdev), qdev)))
+        thread = _iothread(monitor, qdev) if qdev else None
+        if thread is not None:
+            threads[root] = thread
+    unknown: set[str] = set()
+    for export in monitor.execute("query-block-exports"):
+        exported: str = export["node-name"]
+        names.setdefault(exported, []).append(export["id"])
+        options = peer.export_options(export["id"])
+        if options is None:
+            unknown.add(exported)
+        elif isinstance(served := options.get("iothread"), str):
+            threads[exported] = served
+    roots = {node for user, node in graph.users() if user.kind == "block-backend"} | names.keys()
+    disks = []
+    for root in sorted(roots & graph.nodes.keys()):
+        node = graph.through_filters(root)
+        path = graph.protocol_file(node)
+        disks.append(
+            LiveDisk(
+                node=node,
+                root=root,
+                users=tuple(dict.fromkeys(names.get(root, ()))),
+                driver=graph.nodes[node].driver,
+                path=Path(path) if path else None,
+                length=len(graph.backing_chain(node)) - 1,
+                iothread=threads.get(root),
+                iothread_is_known=root in threads or root not in unknown,
+            )
+        )
+    return disks
+
+
+def choose_disk(disks: Sequence[LiveDisk], *, device: str | None, node: str | None, image: Path | None) -> LiveDisk:
+    """Return the one disk that is meant.
+
+    :param device: a device's name, id or QOM path, or an export's id.
+    :param node: a node's name.
+    :param image: the active layer's file; by device and inode.
+    :raise InputError: if it is not exactly one; the text lists the disks.
+    """
+    found = [disk for disk in disks if disk.driver == "qcow2"]
+    asked = ""
+    if device is not None:
+        found, asked = [disk for disk in found if device in disk.users], f" {device!r}"
+    if node is not None:
+        found, asked = [disk for disk in found if node in (disk.node, disk.root)], f" {node!r}"
+    if image is not None:
+        found, asked = [disk for disk in found if disk.path and _same(disk.path, image)], f" whose image is {image}"
+    if len(found) == 1:
+        return found[0]
+    there = "; ".join(map(str, disks)) or "none"
+    if not found:
+        raise InputError(f"this QEMU has no qcow2 disk{asked}", hint=f"its disks: {there}")
+    raise InputError("this QEMU has several qcow2 disks", hint=f"choose one with --device or --node: {there}")
+
+
+def _same(first: Path, second: Path) -> bool:
+    return first.exists() and second.exists() and first.samefile(second)
+
+
+def _identifier(qdev: str) -> str:
+    """Return a device's id in a QOM path: ``vb0`` in ``/machine/peripheral/vb0/virtio-backend``."""
+    prefix, _, rest = qdev.partition("/machine/peripheral/")
+    return rest.split("/")[0] if not prefix else "" if qdev.startswith("/") else qdev
+
+
+def list_iothreads(monitor: Monitor) -> list[str]:
+    """Return the names of QEMU's iothread objects."""
+    objects = _try(monitor, "qom-list", path="/objects") or ()
+    return [item["name"] for item in objects if item["type"] == "child<iothread>"]
+
+
+def _iothread(monitor: Monitor, qdev: str) -> str | None:
+    """Return the iothread of a device, or of the controllers that it hangs on."""
+    path = qdev if qdev.startswith("/") else f"/machine/peripheral/{qdev}"
+    for _ in range(4):
+        value = _try(monitor, "qom-get", path=path, property="iothread")
+        if isinstance(value, str) and value:
+            return value.rpartition("/")[2]
+        bus = _try(monitor, "qom-get", path=path, property="parent_bus")
+        if not isinstance(bus, str) or not bus.startswith("/machine/peripheral"):
+            return None
+        path = bus.rpartition("/")[0]
+    return None
+
+
+def _try(monitor: Monitor, command: str, **arguments: object) -> Any:  # noqa: ANN401 - whatever QOM has there
+    try:
+        return monitor.execute(command, arguments)
+    except QemuCrashed:
+        raise
+    except QemuError:
+        return None
+
+
+def describe(disk: LiveDisk) -> Mapping[str, object]:
+    """Return a disk as ``--json`` prints it."""
+    return {
+        "node": disk.node,
+        "root": disk.root,
+        "users": list(disk.users),
+        "driver": disk.driver,
+        "image": str(disk.path) if disk.path else None,
+        "length": disk.length,
+        "iothread": disk.iothread,
+    }

@@ -1,0 +1,206 @@
+"""QEMU's block nodes as a graph: who has whom as a child, which file a node has open.
+
+``x-debug-query-block-graph`` (since 4.0, the same up to 11.1) is the only command that tells every edge, those of
+block jobs and devices included; ``query-named-block-nodes`` tells what a node is. Both are read one after the other: a
+change in between shows as an edge to a node that is not described, and the reading is repeated.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from chainlift.errors import QemuError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from chainlift.qemu.monitor import Monitor
+
+#: Drivers that pass their ``file`` child through (``.is_filter``); what is under one is still the same disk.
+FILTERS: Final = frozenset(
+    {"throttle", "copy-on-read", "compress", "preallocate", "blkdebug", "blklogwrites", "replication"}
+)
+_ATTEMPTS: Final = 5
+
+
+@dataclass(frozen=True)
+class Node:
+    """One block node."""
+
+    name: str
+    driver: str
+    #: As QEMU would name it again: a path, or ``json:{...}``.
+    filename: str
+    read_only: bool
+    #: ``cache.direct`` and ``cache.no-flush``.
+    direct: bool
+    no_flush: bool
+    detect_zeroes: str
+    encrypted: bool
+    virtual_size_bytes: int
+    #: The backing file name in the header of its image, as it stands there; None where there is none.
+    header_backing: str | None
+
+    @property
+    def is_named(self) -> bool:
+        """Whether somebody named it: such a node stays until ``blockdev-del``; others go with their last parent."""
+        return not self.name.startswith("#block")
+
+    @property
+    def is_filter(self) -> bool:
+        """Whether it only passes requests through."""
+        return self.driver in FILTERS
+
+
+@dataclass(frozen=True)
+class User:
+    """Something other than a node that has a node as its child: a device, an export, a block job."""
+
+    #: ``block-backend`` or ``block-job``.
+    kind: str
+    #: A device's name or QOM path, a job's id; empty for an export.
+    name: str
+
+
+@dataclass(frozen=True)
+class Edge:
+    """A parent's hold on a node."""
+
+    parent: str | User
+    #: ``file``, ``backing``, ``root``, ``extents.0`` ...
+    role: str
+    child: str
+
+
+class BlockGraph:
+    """All nodes of one QEMU at one time."""
+
+    def __init__(self, nodes: Mapping[str, Node], edges: list[Edge]) -> None:
+        self.nodes = nodes
+        self._down: dict[str, dict[str, str]] = {}
+        self._up: dict[str, list[Edge]] = {}
+        for edge in edges:
+            self._up.setdefault(edge.child, []).append(edge)
+            if isinstance(edge.parent, str):
+                self._down.setdefault(edge.parent, {})[edge.role] = edge.child
+
+    def child(self, node: str, role: str) -> str | None:
+        """Return the name of the node's child of this role."""
+        return self._down.get(node, {}).get(role)
+
+    def children(self, node: str) -> Mapping[str, str]:
+        """Return the node's children: role -> name."""
+        return self._down.get(node, {})
+
+    def parents(self, node: str) -> list[Edge]:
+        """Return who has the node as a child."""
+        return self._up.get(node, [])
+
+    def users(self) -> Iterator[tuple[User, str]]:
+        """Yield every device, export and job with the node that it has as its child."""
+        for edges in self._up.values():
+            for edge in edges:
+                if isinstance(edge.parent, User):
+                    yield edge.parent, edge.child
+
+    def through_filters(self, node: str) -> str:
+        """Follow ``file`` down through filter nodes to the first node that is none."""
+        while self.nodes[node].is_filter and (below := self.child(node, "file")):
+            node = below
+        return node
+
+    def backing_chain(self, node: str) -> list[str]:
+        """Return the node and all that are under it as backing nodes, top first."""
+        chain = [node]
+        while below := self.child(chain[-1], "backing"):
+            chain.append(below)
+        return chain
+
+    def root(self, node: str) -> str:
+        """Return the topmost node over this one: itself, or the last filter above it."""
+        while above := [
+            edge.parent for edge in self.parents(node) if isinstance(edge.parent, str) and edge.role == "file"
+        ]:
+            node = above[0]
+        return node
+
+    def subtree(self, node: str) -> list[str]:
+        """Return the node and everything below it, each once, parents first."""
+        found: dict[str, None] = {}
+        waiting = [node]
+        while waiting:
+            name = waiting.pop()
+            if name not in found:
+                found[name] = None
+                waiting.extend(self._down.get(name, {}).values())
+        return list(found)
+
+    def layer_nodes(self, node: str) -> list[str]:
+        """Return the node and what is below it except its backing chain: one layer's nodes, parents first."""
+        below = [child for role, child in self.children(node).items() if role != "backing"]
+        return [node, *(name for child in below for name in self.subtree(child))]
+
+    def protocol_file(self, node: str) -> str | None:
+        """Return the path of the file under a node, or None where it is no local file."""
+        while below := self.child(node, "file"):
+            node = below
+        described = self.nodes[node]
+        return local_filename(described.filename) if described.driver in ("file", "host_device") else None
+
+
+def local_filename(filename: str) -> str:
+    """Return the path in a name of QEMU's file driver: plain, ``file:...`` or ``json:{...}``."""
+    if filename.startswith("json:"):
+        options = json.loads(filename[5:])
+        return str(options.get("filename", ""))
+    return filename.removeprefix("file:")
+
+
+def is_same_file(first: Path, second: Path) -> bool:
+    """Whether two names lead to one file, by device and inode."""
+    try:
+        one, other = first.stat(), second.stat()
+    except OSError:
+        return False
+    return (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino)
+
+
+def read_graph(monitor: Monitor) -> BlockGraph:
+    """Ask QEMU for its nodes and edges.
+
+    :raise QemuError: if it cannot tell, or its graph changes faster than it can be read.
+    """
+    for _ in range(_ATTEMPTS):
+        described = monitor.execute("query-named-block-nodes", flat=True)
+        raw = monitor.execute("x-debug-query-block-graph")
+        nodes = {node.name: node for node in map(_node, described)}
+        kinds = {item["id"]: item for item in raw["nodes"]}
+        drivers = {item["name"] for item in raw["nodes"] if item["type"] == "block-driver"}
+        if drivers == nodes.keys():
+            return BlockGraph(nodes, [_edge(edge, kinds) for edge in raw["edges"]])
+    raise QemuError("its block nodes change all the time", hint="wait until snapshots and jobs are done")
+
+
+def _edge(edge: Mapping[str, Any], kinds: Mapping[int, Mapping[str, Any]]) -> Edge:
+    parent = kinds[edge["parent"]]
+    holder = parent["name"] if parent["type"] == "block-driver" else User(parent["type"], parent["name"])
+    return Edge(holder, edge["name"], kinds[edge["child"]]["name"])
+
+
+def _node(item: Mapping[str, Any]) -> Node:
+    image = item["image"]
+    return Node(
+        name=item["node-name"],
+        driver=item["drv"],
+        filename=item["file"],
+        read_only=item["ro"],
+        direct=item["cache"]["direct"],
+        no_flush=item["cache"]["no-flush"],
+        detect_zeroes=item["detect_zeroes"],
+        encrypted=bool(item.get("encrypted")) or "encrypt" in image.get("format-specific", {}).get("data", {}),
+        virtual_size_bytes=image["virtual-size"],
+        header_backing=image.get("backing-filename"),
+    )

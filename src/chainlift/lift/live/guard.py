@@ -1,0 +1,198 @@
+"""When a running disk must not be touched: each reason is one line, found before anything is changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from chainlift.errors import ImageError, InputError
+from chainlift.lift.live.graph import User, is_same_file
+from chainlift.lift.live.pivot import LOCKLESS
+from chainlift.lift.locks import is_written
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from chainlift.lift.live.disks import LiveDisk
+    from chainlift.lift.live.graph import BlockGraph
+    from chainlift.lift.live.peer import Peer
+    from chainlift.qemu.monitor import Monitor
+
+#: Migration states in which nothing is moving (qapi/migration.json, MigrationStatus).
+_AT_REST: Final = frozenset({"none", "completed", "failed", "cancelled"})
+_NEEDED: Final = ("blockdev-reopen", "change-backing-file", "x-debug-query-block-graph", "query-block-exports")
+
+
+def refuse_old_qemu(monitor: Monitor) -> None:
+    """Refuse a QEMU that cannot exchange a backing node.
+
+    :raise InputError: naming the command that it lacks.
+    """
+    known = {command["name"] for command in monitor.execute("query-commands")}
+    missing = [command for command in _NEEDED if command not in known]
+    if missing:
+        raise InputError(
+            f"this QEMU has no {missing[0]}", hint="a running disk can be switched from QEMU 6.1 on; stop it first"
+        )
+
+
+def refuse_migration(monitor: Monitor) -> None:
+    """Refuse while the VM migrates, or waits for one that comes in.
+
+    :raise InputError: saying what goes on.
+    """
+    known = {command["name"] for command in monitor.execute("query-commands")}
+    if "query-migrate" in known:
+        status = monitor.execute("query-migrate").get("status", "none")
+        if status not in _AT_REST:
+            raise InputError(f"a migration is under way ({status})", hint="wait until it is done, or cancel it")
+    if "query-status" in known:
+        status = monitor.execute("query-status")["status"]
+        if status in ("inmigrate", "postmigrate", "finish-migrate"):
+            raise InputError(f"the VM is in state {status}", hint="its disks belong to another QEMU now, or soon")
+
+
+def refuse_node(graph: BlockGraph, disk: LiveDisk) -> None:
+    """Refuse a disk whose active node cannot be reopened as it is.
+
+    :raise InputError: naming the node and why.
+    """
+    node = graph.nodes[disk.node]
+    if not node.is_named:
+        raise InputError(
+            f"the disk's node {node.name} was named by QEMU itself (-drive, -hda), which blockdev-reopen refuses",
+            hint="take an external snapshot with a snapshot-node-name, or start the VM with -blockdev",
+        )
+    if node.driver != "qcow2":
+        raise InputError(f"the disk's node {node.name} is {node.driver}, not qcow2", hint="there is no chain to lift")
+    if node.read_only:
+        raise InputError(
+            f"the disk's node {node.name} is read-only", hint="only a disk that is written to can be switched"
+        )
+    if node.encrypted:
+        raise InputError(f"the disk's node {node.name} is encrypted", hint="lifting encrypted layers is not supported")
+    if disk.path is None:
+        raise InputError(f"the disk's node {node.name} is not in a local file", hint="only local files can be lifted")
+
+
+def refuse_chain_in_use(graph: BlockGraph, disk: LiveDisk) -> None:
+    """Refuse where a block job, or a filter between layers, holds on to the chain.
+
+    :raise InputError: naming the job or the filter.
+    """
+    chain = graph.backing_chain(disk.node)
+    # A filter between layers is a node whose next layer is its `file` child: the backing chain seems to end there.
+    for name in chain:
+        if graph.nodes[name].is_filter:
+            raise InputError(
+                f"the {graph.nodes[name].driver} filter {name} lies between the layers and would be lost",
+                hint="remove it, or finish the job that it belongs to",
+            )
+    below = {name for top in chain for name in graph.layer_nodes(top)} | set(_filters_above(graph, disk))
+    for user, node in graph.users():
+        if user.kind == "block-job" and node in below:
+            raise InputError(
+                f"the block job {user.name or '(unnamed)'} works on node {node}", hint="wait until it is done"
+            )
+    for name in _filters_above(graph, disk):
+        # Not in FILTERS, because nobody can ask for them: they belong to a job that has not begun or is being finished.
+        if graph.nodes[name].driver in (
+            "mirror_top",
+            "commit_top",
+            "backup-top",
+            "copy-before-write",
+            "snapshot-access",
+        ):
+            raise InputError(f"a block job has its {graph.nodes[name].driver} filter over the disk", hint="wait for it")
+
+
+def _filters_above(graph: BlockGraph, disk: LiveDisk) -> list[str]:
+    found: list[str] = []
+    waiting = [disk.node]
+    while waiting:
+        for edge in graph.parents(waiting.pop()):
+            if not isinstance(edge.parent, User) and edge.parent not in found:
+                found.append(edge.parent)
+                waiting.append(edge.parent)
+    return found
+
+
+def refuse_iothread(disk: LiveDisk, version: tuple[int, int, int], iothreads: Sequence[str]) -> None:
+    """Refuse where QEMU would die and we cannot tell how to go round it.
+
+    Before 9.0 the hold must be put into the disk's iothread (see :mod:`chainlift.lift.live.pivot`); which one serves an
+    export is not told by QMP, only by the command line.
+
+    :raise InputError: saying what to do.
+    """
+    if version < LOCKLESS and iothreads and not disk.iothread_is_known:
+        number = ".".join(map(str, version))
+        raise InputError(
+            f"QEMU {number} dies if a disk is switched in an iothread that is not known, and does not tell it",
+            hint="name the iothread in the storage daemon's --export option, or use QEMU from 9.0 on",
+        )
+
+
+def refuse_other_chain(graph: BlockGraph, top: str, layers: Sequence[tuple[Path, str]], peer: Peer) -> None:
+    """Refuse a chain that is not the same in QEMU and on disk, compared node by node and by the files' identity.
+
+    :param top: the node of the first of the layers.
+    :param layers: path and format of each layer on disk, top first.
+    :raise ImageError: naming the first layer that differs.
+    """
+    chain = graph.backing_chain(top)
+    for depth, (path, layer_format) in enumerate(layers):
+        if depth >= len(chain):
+            raise ImageError(
+                f"is layer {depth} on disk, and QEMU's chain ends before it",
+                path=path,
+                hint="see query-named-block-nodes",
+            )
+        node = graph.nodes[chain[depth]]
+        opened = graph.protocol_file(node.name)
+        where = f"QEMU's layer {depth} (node {node.name})"
+        if node.driver != layer_format:
+            raise ImageError(f"is {layer_format} on disk and {where} reads it as {node.driver}", path=path)
+        if opened is None:
+            raise ImageError(f"{where} is no local file", path=path, hint="its header on disk names this one")
+        if not is_same_file(Path(opened), path):
+            raise ImageError(f"{where} is {opened}", path=path, hint="the header on disk names this one instead")
+        if peer.has_open(path) is False:
+            raise ImageError(
+                f"was replaced: {where} still has the file open that had this name before",
+                path=path,
+                hint="put the original file back",
+            )
+    if len(chain) > len(layers):
+        node_name = chain[len(layers)]
+        raise ImageError(
+            f"is the base on disk, and QEMU has {len(chain) - len(layers)} more layers from node {node_name} on",
+            path=layers[-1][0],
+        )
+
+
+def refuse_unknown_process(peer: Peer, image: Path) -> None:
+    """Refuse where it cannot be told whether QEMU's files are the ones that we see.
+
+    :raise InputError: saying why.
+    """
+    if peer.open_files is None:
+        who = f"process {peer.pid}" if peer.pid else "the process behind the socket"
+        raise InputError(
+            f"the open files of {who} cannot be seen", path=image, hint="run as root, in the same container as QEMU"
+        )
+
+
+def refuse_writers(graph: BlockGraph, disk: LiveDisk) -> None:
+    """Refuse if anybody, this QEMU included, has a layer under the active one open for writing.
+
+    :raise ImageError: naming the layer.
+    """
+    for name in graph.backing_chain(disk.node)[1:]:
+        file = graph.protocol_file(name)
+        if not graph.nodes[name].read_only or (file is not None and is_written(Path(file))):
+            raise ImageError(
+                "is open for writing, though it lies under the active layer",
+                path=file or name,
+                hint="a layer that changes cannot be lifted; end the commit or close the other program",
+            )

@@ -1,0 +1,157 @@
+"""A running disk, looked at and found fit to be switched: what every live verb begins with."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from chainlift.errors import ImageError
+from chainlift.lift.live import guard
+from chainlift.lift.live.disks import LiveDisk, choose_disk, list_disks, list_iothreads
+from chainlift.lift.live.graph import BlockGraph, read_graph
+from chainlift.lift.live.peer import Peer, find_peer
+from chainlift.lift.live.pivot import PAUSE_S, ActiveNode, Pivot, State
+from chainlift.qcow2.header import parse_header
+from chainlift.qemu.monitor import Monitor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+#: A name, a feature table and a long backing name fit well into this much of a qcow2 file's beginning.
+_HEADER_BYTES = 1 << 16
+#: A QMP socket serves one client at a time: whoever waits longer waits for another one to go.
+_CONNECT_S = 10.0
+
+
+@dataclass
+class LiveSession:
+    """One disk of one running QEMU."""
+
+    monitor: Monitor
+    version: tuple[int, int, int]
+    disk: LiveDisk
+    graph: BlockGraph
+    peer: Peer
+    #: What an operator should know and nothing prevents.
+    warnings: list[str]
+
+    @property
+    def image(self) -> Path:
+        """The active layer's file."""
+        assert self.disk.path is not None
+        return self.disk.path
+
+    def pivot(self, *, pause_s: float = PAUSE_S, after: Callable[[State], None] | None = None) -> Pivot:
+        """Return a pivot of this disk that has not begun."""
+        return Pivot(
+            self.monitor, self.active(), version=self.version, read_pointer=read_pointer, pause_s=pause_s, after=after
+        )
+
+    def active(self) -> ActiveNode:
+        """Return the active node with every option that a reopen must give again."""
+        node = self.graph.nodes[self.disk.node]
+        given = self.peer.node_options(node.name)
+        options: dict[str, Any] = {
+            **(given or {}),
+            "driver": node.driver,
+            "node-name": node.name,
+            "read-only": node.read_only,
+            "cache": {"direct": node.direct, "no-flush": node.no_flush},
+            "detect-zeroes": node.detect_zeroes,
+            **{role: child for role, child in self.graph.children(node.name).items() if role != "backing"},
+        }
+        return ActiveNode(
+            name=node.name,
+            root=self.disk.root,
+            image=self.image,
+            options=options,
+            direct=node.direct,
+            no_flush=node.no_flush,
+            iothread=self.disk.iothread,
+            prefix=node_prefix(self.image),
+        )
+
+    def refresh(self) -> None:
+        """Read QEMU's graph again, after it was changed or a long time has passed."""
+        self.graph = read_graph(self.monitor)
+
+    def check(self) -> None:
+        """Refuse what must not be switched; run it right before a pivot once more.
+
+        :raise InputError: with the reason.
+        """
+        guard.refuse_migration(self.monitor)
+        guard.refuse_node(self.graph, self.disk)
+        guard.refuse_chain_in_use(self.graph, self.disk)
+        guard.refuse_writers(self.graph, self.disk)
+        guard.refuse_iothread(self.disk, self.version, list_iothreads(self.monitor))
+        guard.refuse_unknown_process(self.peer, self.image)
+
+
+@contextmanager
+def open_session(
+    socket: Path, *, device: str | None = None, node: str | None = None, image: Path | None = None
+) -> Iterator[LiveSession]:
+    """Connect to a QEMU, find the disk that is meant, clean up after a killed run, and check that it can be switched.
+
+    :param socket: of QMP.
+    :param device: the disk by a device's or an export's name; or
+    :param node: by its node; or
+    :param image: by its active layer's file; all None where there is only one.
+    :raise InputError: if it cannot be switched, with the reason.
+    :raise QemuError: if QEMU does not answer.
+    """
+    with connect(socket) as (monitor, version, peer):
+        graph = read_graph(monitor)
+        disk = choose_disk(list_disks(monitor, graph, peer), device=device, node=node, image=image)
+        session = LiveSession(monitor, version, disk, graph, peer, [])
+        guard.refuse_node(graph, disk)
+        if peer.node_options(disk.node) is None:
+            session.warnings.append(
+                f"node {disk.node} is not on QEMU's command line: options that QEMU does not tell (l2-cache-size, "
+                "lazy-refcounts, pass-discard-*) go to their defaults"
+            )
+        if session.pivot().recover():
+            session.warnings.append("finished what a killed run had left in this QEMU")
+            session.refresh()
+        session.check()
+        yield session
+
+
+@contextmanager
+def connect(socket: Path) -> Iterator[tuple[Monitor, tuple[int, int, int], Peer]]:
+    """Connect to a QEMU that has the commands we need; yield its monitor, its version and its process.
+
+    :raise InputError: if it is too old.
+    :raise QemuError: if nobody answers.
+    """
+    if not socket.is_socket():
+        raise ImageError("is no socket", path=socket, hint="name QEMU's QMP socket (-qmp unix:PATH,server=on,wait=off)")
+    peer = find_peer(socket)
+    with Monitor.connect(socket, timeout_s=_CONNECT_S) as monitor:
+        guard.refuse_old_qemu(monitor)
+        yield monitor, _version(monitor), peer
+
+
+def read_pointer(image: Path) -> str | None:
+    """Return the backing file name that stands in the image's header now.
+
+    :raise ImageError: if the image is no qcow2 image.
+    """
+    with image.open("rb") as file:
+        name = parse_header(file.read(_HEADER_BYTES), str(image)).backing_file
+    return None if name is None else os.fsdecode(name)
+
+
+def node_prefix(image: Path) -> str:
+    """Return how the names of the nodes begin that we add for this image; 19 of the 31 characters that QEMU allows."""
+    return "chainlift-" + hashlib.sha256(str(image.resolve()).encode()).hexdigest()[:8]
+
+
+def _version(monitor: Monitor) -> tuple[int, int, int]:
+    version = monitor.execute("query-version")["qemu"]
+    return (version["major"], version["minor"], version["micro"])

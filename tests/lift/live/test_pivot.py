@@ -1,0 +1,202 @@
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from chainlift.errors import ImageError, InputError, QemuError
+from chainlift.lift.live.graph import read_graph
+from chainlift.lift.live.pivot import State
+from chainlift.lift.live.session import open_session, read_pointer
+from chainlift.lift.live.target import Target, backing_target
+
+pytestmark = pytest.mark.integration
+
+
+def everything(chain) -> bytes:
+    return b"".join(chain.block(number) for number in range(chain.virtual_size // 4096))
+
+
+def read_all(client) -> bytes:
+    return b"".join(client.read(offset, 1 << 20) for offset in range(0, client.size_bytes, 1 << 20))
+
+
+def squash(chain) -> Path:
+    """One image that reads as everything under the active layer does."""
+    path = chain.directory / "squash.qcow2"
+    subprocess.run(["qemu-img", "convert", "-O", "qcow2", chain.files[-2], path], check=True)
+    return path
+
+
+def test_the_disk_reads_the_same_through_the_new_node_and_the_old_chain_is_closed(make_chain, start_daemon):
+    chain = make_chain(20)
+    target = backing_target(chain.active, squash(chain).name, "qcow2")
+    daemon = start_daemon(chain.active)
+    with daemon.client() as client, open_session(daemon.qmp) as session:
+        assert read_all(client) == everything(chain)
+        pivot = session.pivot()
+        pivot.run(target)
+        assert pivot.state is State.DONE
+        assert read_all(client) == everything(chain)
+    assert read_pointer(chain.active) == "squash.qcow2"
+    assert len(daemon.nodes()) == 4  # two of the disk, two of the squash: no layer, no hold
+
+
+def test_the_way_back_gives_every_node_and_file_descriptor_back(make_chain, start_daemon):
+    chain = make_chain(20)
+    target = backing_target(chain.active, squash(chain).name, "qcow2")
+    original = read_pointer(chain.active)
+    daemon = start_daemon(chain.active)
+    counts = set()
+    for _ in range(3):
+        with open_session(daemon.qmp) as session:
+            session.pivot().run(target)
+        with open_session(daemon.qmp) as session:
+            session.pivot().run(backing_target(chain.active, original, "qcow2"))
+        counts.add((len(daemon.nodes()), daemon.open_files()))
+    assert len(counts) == 1
+    assert len(daemon.nodes()) == 42
+    with daemon.client() as client:
+        assert read_all(client) == everything(chain)
+
+
+def test_layers_added_one_by_one_have_names_and_are_deleted_by_the_next_pivot(make_chain, start_daemon):
+    chain = make_chain(12)
+    squashed = backing_target(chain.active, squash(chain).name, "qcow2")
+    layers = list(reversed(chain.files[:-1]))
+    single = [
+        {"driver": "qcow2", "read-only": True, "file": {"driver": "file", "filename": str(path)}} for path in layers
+    ]
+    back = Target(layers[0].name, single[0], tuple(single[1:]))
+    daemon = start_daemon(chain.active)
+    with open_session(daemon.qmp) as session:
+        session.pivot().run(squashed)
+        session.refresh()
+        session.pivot().run(back, name_layers=True)
+        session.refresh()
+        assert sum(name.startswith("chainlift-") for name in session.graph.nodes) == 12
+        with daemon.client() as client:
+            assert read_all(client) == everything(chain)
+        session.pivot().run(squashed)
+    assert len(daemon.nodes()) == 4
+
+
+@pytest.mark.parametrize("reached", [State.HELD, State.ADDED, State.PIVOTED, State.PERSISTED])
+def test_a_failure_at_any_step_leaves_everything_as_before(make_chain, start_daemon, reached):
+    chain = make_chain(10)
+    target = backing_target(chain.active, squash(chain).name, "qcow2")
+    daemon = start_daemon(chain.active)
+    pointer, nodes = read_pointer(chain.active), daemon.nodes()
+
+    def fail(state):
+        if state is reached:
+            raise QemuError("the test says no")
+
+    with open_session(daemon.qmp) as session:
+        pivot = session.pivot(after=fail)
+        with pytest.raises(QemuError, match="the test says no"):
+            pivot.run(target)
+        assert pivot.state is State.START
+    assert daemon.nodes() == nodes
+    assert read_pointer(chain.active) == pointer
+    with daemon.client() as client:
+        assert read_all(client) == everything(chain)
+
+
+@pytest.mark.parametrize("reached", [State.HELD, State.ADDED, State.PIVOTED, State.PERSISTED])
+def test_the_next_session_finishes_or_undoes_what_a_killed_one_left(make_chain, start_daemon, same_bytes, reached):
+    chain = make_chain(10)
+    squashed = squash(chain)
+    daemon = start_daemon(chain.active)
+    before = daemon.nodes()
+
+    class Killed(BaseException):
+        pass
+
+    with open_session(daemon.qmp) as session:
+        pivot = session.pivot(after=lambda state: (_ for _ in ()).throw(Killed) if state is reached else None)
+        pivot._undo = lambda *_: None  # a killed process undoes nothing
+        with pytest.raises(Killed):
+            pivot.run(backing_target(chain.active, squashed.name, "qcow2"))
+    same_bytes(chain.active, chain.files[-2])
+    with open_session(daemon.qmp) as session:
+        assert "killed run" in session.warnings[-1]
+    switched = reached is State.PERSISTED
+    assert read_pointer(chain.active) == ("squash.qcow2" if switched else chain.files[-2].name)
+    assert len(daemon.nodes()) == (4 if switched else 22)
+    assert switched or daemon.nodes() == before
+    with daemon.client() as client:
+        assert read_all(client) == everything(chain)
+    same_bytes(chain.active, chain.files[-2])
+
+
+def test_a_target_that_cannot_be_opened_is_an_error_and_nothing_is_left(make_chain, start_daemon):
+    chain = make_chain(5)
+    daemon = start_daemon(chain.active)
+    nodes = daemon.nodes()
+    with open_session(daemon.qmp) as session, pytest.raises(QemuError, match=r"not-there.*No such file"):
+        session.pivot().run(backing_target(chain.active, "not-there.qcow2", "qcow2"))
+    assert daemon.nodes() == nodes
+
+
+def test_options_that_qemu_does_not_tell_are_taken_from_its_command_line(make_chain, start_daemon):
+    chain = make_chain(3)
+    disk = json.dumps({
+        "driver": "qcow2", "node-name": "disk0", "l2-cache-size": 1 << 20, "discard": "unmap", "detect-zeroes": "unmap",
+        "cache": {"direct": False, "no-flush": True}, "file": {"driver": "file", "filename": str(chain.active)},
+    })  # fmt: skip
+    daemon = start_daemon(chain.active, disks=["--blockdev", disk])
+    with open_session(daemon.qmp) as session:
+        options = session.active().options
+        assert session.warnings == []
+        session.pivot().run(backing_target(chain.active, squash(chain).name, "qcow2"))
+        after = read_graph(session.monitor).nodes["disk0"]
+    assert options["l2-cache-size"] == 1 << 20
+    assert options["discard"] == "unmap"
+    assert (after.detect_zeroes, after.no_flush, after.direct) == ("unmap", True, False)
+
+
+def test_nodes_that_another_disk_uses_stay_open(make_chain, start_daemon):
+    chain = make_chain(6)
+    shared = chain.files[2]
+    {
+        "driver": "qcow2",
+        "read-only": True,
+        "node-name": "shared",
+        "file": {"driver": "file", "filename": str(shared)},
+    }
+    daemon = start_daemon(chain.active)
+    target = backing_target(chain.active, squash(chain).name, "qcow2")
+    with open_session(daemon.qmp) as session:
+        lower = session.graph.backing_chain("disk0")[4]
+        session.monitor.execute(
+            "blockdev-add", {"driver": "raw", "node-name": "user", "read-only": True, "file": lower}
+        )
+        session.refresh()
+        session.pivot().run(target)
+        assert lower in read_graph(session.monitor).nodes
+    assert len(daemon.nodes()) == 4 + 1 + 2 * 3
+
+
+def test_a_raw_backing_file_is_refused(tmp_path):
+    with pytest.raises(ImageError, match="backing file to switch to is raw"):
+        backing_target(tmp_path / "a.qcow2", "base.raw", "raw")
+
+
+def test_too_many_choices_name_every_disk(make_chain, start_daemon, tmp_path):
+    chain = make_chain(2)
+    other = make_chain(3, directory=tmp_path / "other")
+    second = json.dumps({
+        "driver": "qcow2", "node-name": "disk1", "file": {"driver": "file", "filename": str(other.active)},
+    })  # fmt: skip
+    daemon = start_daemon(
+        chain.active,
+        extra=["--blockdev", second],
+    )
+    daemon.monitor.execute("block-export-add", type="nbd", id="exp1", node_name="disk1", name="other")
+    with pytest.raises(InputError, match=r"several qcow2 disks.*disk0 of exp0.*length 2.*disk1 of exp1.*length 3"):
+        open_session(daemon.qmp).__enter__()
+    with open_session(daemon.qmp, device="exp1") as session:
+        assert session.disk.node == "disk1"
+    with open_session(daemon.qmp, image=chain.active) as session:
+        assert session.disk.node == "disk0"

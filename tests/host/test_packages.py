@@ -2,6 +2,7 @@ import json
 import os
 import shutil
 import stat
+import time
 
 import pytest
 
@@ -33,6 +34,7 @@ def fake_apt(tmp_path, monkeypatch):
     )
     write("dpkg-deb", 'mkdir -p "$3/usr/bin"; touch "$3/usr/bin/$(basename "$2")"')
     monkeypatch.setenv("PATH", f"{directory}:{os.environ['PATH']}")
+    monkeypatch.setattr(packages, "_newest_list", lambda: time.time() + 60)  # the lists are new: apt is asked
     return log, write
 
 
@@ -41,11 +43,22 @@ def test_what_is_wanted_is_fetched_once(fake_apt, tmp_path):
     into = tmp_path / "into"
     assert download_and_unpack(["tool"], into, with_depends=True, keep=libraries) == into
     assert {path.name for path in (into / "usr/bin").iterdir()} == {"tool.deb", "libx.deb"}
-    assert json.loads((into / ".packages.json").read_text()) == {"libx": "1.0", "tool": "2:3-1+b1"}
+    assert json.loads((into / ".packages.json").read_text())["packages"] == {"libx": "1.0", "tool": "2:3-1+b1"}
     assert "download libx=1.0 tool=2:3-1+b1" in log.read_text()
     log.write_text("")
     download_and_unpack(["tool"], into, with_depends=True, keep=libraries)
     assert "download" not in log.read_text()
+
+
+def test_apt_is_not_asked_again_before_its_lists_change(fake_apt, tmp_path, monkeypatch):
+    log, _ = fake_apt
+    download_and_unpack(["tool"], tmp_path / "into")
+    log.write_text("")
+    monkeypatch.setattr(packages, "_newest_list", lambda: 0.0)
+    download_and_unpack(["tool"], tmp_path / "into")
+    assert log.read_text() == ""
+    download_and_unpack(["tool"], tmp_path / "into", with_depends=True)  # another question
+    assert "download" in log.read_text()
 
 
 def test_another_version_replaces_the_directory(fake_apt, tmp_path):

@@ -4,7 +4,7 @@ A :class:`GuestKind` knows how to make a guest: what boots (:meth:`~GuestKind.pr
 (:meth:`~GuestKind.make_disk`), and how to reach it when its machine runs (:meth:`~GuestKind.connect`). A
 :class:`Guest` is one that is up. ``chainlift.guest.boot.boot`` puts the two together::
 
-    kind = MicroGuest(qemu)
+    kind = MicroGuest()
     kind.make_disk(base, 1 << 30, data_bytes=256 << 20)
     with boot(kind, qemu, Disk(base), accelerator="tcg") as guest:
         guest.run("fio --version").require()

@@ -13,7 +13,7 @@ import shutil
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from chainlift.errors import InputError, MissingToolError, OperationError
 from chainlift.host.process import last_lines, run_tool
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
 _STAMP = ".packages.json"
+_LISTS = Path("/var/lib/apt/lists")
 _INST = re.compile(r"^Inst (\S+) (?:\[\S+\] )?\((\S+) ", re.MULTILINE)
 
 
@@ -32,7 +33,7 @@ def everything(name: str) -> bool:  # noqa: ARG001 - the shape of a filter
 
 def libraries(name: str) -> bool:
     """Keep the dependencies that are shared libraries, not the interpreters that maintainer scripts want."""
-    return name.startswith("lib") and not name.startswith(("libpython", "libperl"))
+    return name.startswith(("lib", "zlib")) and not name.startswith(("libpython", "libperl"))
 
 
 def download_and_unpack(
@@ -56,16 +57,21 @@ def download_and_unpack(
     :raise MissingToolError: if apt or dpkg-deb is not there, or apt knows no such package.
     :raise OperationError: if a download or an unpacking fails; ``into`` is then as before.
     """
+    request = {"names": sorted(names), "suite": suite, "with_depends": with_depends, "keep": keep.__name__}
     with _locked(into):
-        have = _read_stamp(into)
+        stamp = _read_stamp(into)
+        same = stamp is not None and stamp["request"] == request
+        if same and _newest_list() < (into / _STAMP).stat().st_mtime:
+            return into  # apt knows nothing that it did not know then, and asking it takes seconds
         try:
             packages = resolve(names, suite=suite, with_depends=with_depends, keep=keep)
         except MissingToolError:
             # A host without package lists can still use what an earlier run has fetched.
-            if have is not None and set(names) <= set(have):
+            if same:
                 return into
             raise
-        if have == packages:
+        if same and stamp is not None and stamp["packages"] == packages:
+            (into / _STAMP).touch()
             return into
         with tempfile.TemporaryDirectory(dir=into.parent, prefix=f".{into.name}-") as scratch:
             debs, root = Path(scratch, "debs"), Path(scratch, "root")
@@ -80,7 +86,7 @@ def download_and_unpack(
             )
             for deb in sorted(debs.iterdir()):
                 run_tool(["dpkg-deb", "-x", deb, root])
-            (root / _STAMP).write_text(json.dumps(packages, indent=1, sort_keys=True) + "\n")
+            (root / _STAMP).write_text(json.dumps({"request": request, "packages": packages}, indent=1) + "\n")
             if into.exists():
                 into.rename(Path(scratch, "old"))
             root.rename(into)
@@ -135,12 +141,20 @@ def _apt(program: str, *arguments: str, suite: str | None, cwd: Path | None = No
     raise OperationError(f"{program} {arguments[0]} failed: {said}")
 
 
-def _read_stamp(into: Path) -> dict[str, str] | None:
+def _read_stamp(into: Path) -> dict[str, Any] | None:
     try:
-        have = json.loads((into / _STAMP).read_text())
+        stamp = json.loads((into / _STAMP).read_text())
     except (FileNotFoundError, json.JSONDecodeError):
         return None
-    return have if isinstance(have, dict) else None
+    return stamp if isinstance(stamp, dict) and stamp.keys() == {"request", "packages"} else None
+
+
+def _newest_list() -> float:
+    """Return when apt's package lists were last changed: ``apt-get update`` renames files into that directory."""
+    try:
+        return _LISTS.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 @contextmanager

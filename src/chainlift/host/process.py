@@ -89,8 +89,11 @@ class Process:
         remove: Path | None = None,
     ) -> None:
         self.argv = [os.fspath(word) for word in argv]
-        if shutil.which(self.argv[0]) is None:
+        # An ordinary user's PATH leaves out where Debian keeps mke2fs.
+        program = shutil.which(self.argv[0], path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin")
+        if program is None:
             raise MissingToolError(f"no program {self.argv[0]}", hint="install it or name it by its path")
+        self.argv[0] = program
         if environment:
             # Set for the program only: another release's libraries must not reach the wrapper around it.
             self.argv = ["env", *(f"{name}={value}" for name, value in environment.items()), *self.argv]

@@ -107,14 +107,14 @@ class Connection:
     def close(self) -> None:
         """Let go of the connection; what runs at the other end goes on."""
         for task in self._tasks:
-            _loop().call_soon_threadsafe(task.cancel)
+            event_loop().call_soon_threadsafe(task.cancel)
         self._tasks.clear()
         # A connection that was lost reports that once more when it is closed.
         with contextlib.suppress(QMPError, OSError, EOFError, TimeoutError):
             self._call(self._client.disconnect(), 10.0)
 
     def _call(self, coroutine: Coroutine[Any, Any, _T], timeout_s: float) -> _T:
-        future = asyncio.run_coroutine_threadsafe(coroutine, _loop())
+        future = asyncio.run_coroutine_threadsafe(coroutine, event_loop())
         try:
             return future.result(timeout_s)
         except concurrent.futures.TimeoutError:
@@ -236,7 +236,7 @@ _loop_lock = threading.Lock()
 _running_loop: asyncio.AbstractEventLoop | None = None
 
 
-def _loop() -> asyncio.AbstractEventLoop:
+def event_loop() -> asyncio.AbstractEventLoop:
     """Return the loop that all connections share, in a thread that ends with us."""
     global _running_loop  # noqa: PLW0603 - one for the process, made when it is first needed
     with _loop_lock:

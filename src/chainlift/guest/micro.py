@@ -1,0 +1,154 @@
+"""The micro guest: Debian's cloud kernel and an initramfs made here, up in seconds also under emulation.
+
+What is inside comes from packages that are unpacked into the cache (nothing is installed on this host): the kernel with
+the modules for virtio-scsi and ext4, busybox, fio, and the QEMU guest agent with the libraries that they need. The
+measured disk is an ext4 file system without a partition table, and is mounted when somebody asks for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from chainlift.errors import OperationError
+from chainlift.guest import disk
+from chainlift.guest.initramfs import Initramfs
+from chainlift.guest.interface import GuestImage
+from chainlift.guest.libraries import closure
+from chainlift.guest.modules import load_order
+from chainlift.guest.system import AgentGuest, connect_agent
+from chainlift.host.cache import cache_dir
+from chainlift.host.packages import download_and_unpack, libraries
+
+if TYPE_CHECKING:
+    from chainlift.qemu.vm import VirtualMachine
+
+_PACKAGES = ("linux-image-cloud-amd64", "busybox-static", "fio", "qemu-guest-agent")
+_MODULES = ("virtio_pci", "virtio_console", "virtio_scsi", "sd_mod", "crc32c_generic", "ext4")
+
+_INIT = """\
+#!/bin/busybox sh
+# The first process: mounts what programs expect, loads the modules, and becomes the guest agent's keeper.
+/bin/busybox --install -s /bin
+mount -t devtmpfs dev /dev
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mkdir -p /dev/shm /run /tmp /mnt
+mount -t tmpfs shm /dev/shm
+while read -r module; do insmod "/modules/$module.ko"; done </modules/order
+port=
+tries=0
+while [ -z "$port" ]; do
+    for name in /sys/class/virtio-ports/*/name; do
+        [ "$(cat "$name" 2>/dev/null)" = org.qemu.guest_agent.0 ] && port=$(basename "$(dirname "$name")")
+    done
+    tries=$((tries + 1))
+    [ "$tries" = 3000 ] && { echo "chainlift: no serial port for the guest agent" >/dev/console; poweroff -f; }
+    [ -n "$port" ] || sleep 0.01
+done
+# The disk is found in parallel (the kernel scans SCSI asynchronously): the agent must not answer before.
+tries=0
+until [ -b /dev/sda ]; do
+    tries=$((tries + 1))
+    [ "$tries" = 3000 ] && { echo "chainlift: no disk /dev/sda" >/dev/console; poweroff -f; }
+    sleep 0.01
+done
+echo "chainlift: up after $(cut -d' ' -f1 /proc/uptime) s" >/dev/console
+while :; do
+    /usr/sbin/qemu-ga -m virtio-serial -p "/dev/$port" -t /run >/dev/console 2>&1
+    sleep 0.1
+done
+"""
+
+#: What the agent calls to shut the system down.
+_SHUTDOWN = """\
+#!/bin/busybox sh
+sync
+umount -a -r 2>/dev/null
+poweroff -f
+"""
+
+
+class MicroGuest:
+    """The kind of guest that a study uses unless it is told otherwise."""
+
+    name = "micro"
+
+    def prepare(self) -> GuestImage:
+        """Unpack the packages and assemble the initramfs; what is there already is used again.
+
+        :raise MissingToolError: if apt is not there or knows no such packages.
+        :raise OperationError: if a download fails.
+        """
+        root = download_and_unpack(_PACKAGES, cache_dir("packages") / "micro", with_depends=True, keep=_wanted)
+        release = max(path.name.removeprefix("vmlinuz-") for path in (root / "boot").glob("vmlinuz-*"))
+        initrd = self._assemble(root, release)
+        return GuestImage(
+            description=f"Debian's kernel {release}, busybox, fio, qemu-guest-agent",
+            kernel_release=release,
+            kernel=root / "boot" / f"vmlinuz-{release}",
+            initrd=initrd,
+            append="quiet",
+            memory_bytes=512 << 20,
+            vcpus=1,
+        )
+
+    def make_disk(self, path: Path, virtual_size: int, *, data_bytes: int = 0) -> None:
+        """Make an ext4 file system on a whole disk with a file for fio in it; see :mod:`chainlift.guest.disk`."""
+        disk.make_ext4_disk(path, virtual_size, data_bytes=data_bytes)
+
+    def connect(self, vm: VirtualMachine, timeout_s: float) -> AgentGuest:
+        """Wait until the guest's agent answers.
+
+        :raise GuestError: if it does not within ``timeout_s``; the text ends with the last lines of its console.
+        :raise QemuCrashed: if QEMU crashed meanwhile.
+        """
+        return AgentGuest(vm, connect_agent(vm, timeout_s), mount=True)
+
+    def _assemble(self, root: Path, release: str) -> Path:
+        """Write the initramfs, named by what it is made of; return its path."""
+        stamp = json.loads((root / ".packages.json").read_text())["packages"]
+        recipe = Path(__file__).read_bytes() + json.dumps(stamp, sort_keys=True).encode()
+        path = cache_dir("guest") / f"micro-{release}-{hashlib.sha256(recipe).hexdigest()[:16]}.cpio"
+        if path.exists():
+            return path
+        image = Initramfs()
+        for directory in ("dev", "proc", "sys", "run", "tmp", "mnt", "root", "sbin", "usr/bin", "etc", "var"):
+            image.directory(directory)
+        image.symlink("var/run", "/run").symlink("usr/sbin/poweroff", "/bin/poweroff")
+        image.character_device("dev/console", 5, 1).character_device("dev/null", 1, 3)
+        image.file("init", _INIT.encode(), executable=True)
+        image.file("sbin/shutdown", _SHUTDOWN.encode(), executable=True)
+        image.file("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\n").file("etc/group", b"root:x:0:\n")
+        order = load_order(root / "lib/modules" / release, _MODULES)
+        for module in order:
+            image.file(f"modules/{module.name}.ko", module.data)
+        image.file("modules/order", "".join(f"{module.name}\n" for module in order).encode())
+        programs = {PurePosixPath(place): _program(root, place) for place in ("usr/bin/fio", "usr/sbin/qemu-ga")}
+        image.file("bin/busybox", _program(root, "bin/busybox").read_bytes(), executable=True)
+        for place, file in (programs | closure(root, list(programs.values()))).items():
+            image.file(place, file.read_bytes(), executable=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as scratch:
+            try:
+                image.write(Path(scratch.name))
+                Path(scratch.name).rename(path)
+            except BaseException:
+                Path(scratch.name).unlink()
+                raise
+        return path
+
+
+def _wanted(name: str) -> bool:
+    return libraries(name) or name.startswith(("linux-image-", "linux-binary-", "linux-modules-"))
+
+
+def _program(root: Path, place: str) -> Path:
+    """Return a program of the unpacked packages; releases differ in whether ``/bin`` is ``/usr/bin``."""
+    name = PurePosixPath(place).name
+    for directory in ("usr/bin", "usr/sbin", "bin", "sbin"):
+        if (root / directory / name).is_file():
+            return root / directory / name
+    raise OperationError(f"the packages hold no program {name}", path=root)

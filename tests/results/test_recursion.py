@@ -1,4 +1,4 @@
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chainlift.results.recursion import CUT, Frame, find_cycles, fold_recursion, fold_stack
@@ -11,11 +11,13 @@ deep = st.builds(lambda head, turn, n, tail: (*head, *turn * n, *tail), pieces, 
 profiles = st.dictionaries(deep, st.integers(1, 50), max_size=12).map(Stacks)
 
 
+@settings(max_examples=60)
 @given(profiles)
 def test_sample_counts_are_conserved(stacks):
     assert fold_recursion(stacks).total == stacks.total
 
 
+@settings(max_examples=60)
 @given(profiles)
 def test_unfolding_gives_the_stack_back_but_for_a_cut_root(stacks):
     cycles = find_cycles([stacks])
@@ -29,6 +31,7 @@ def test_unfolding_gives_the_stack_back_but_for_a_cut_root(stacks):
         assert missing < len(folded[1].functions) if cut else missing == 0
 
 
+@settings(max_examples=60)
 @given(profiles)
 def test_the_leaf_stays_the_leaf(stacks):
     for stack in filter(None, stacks.counts):

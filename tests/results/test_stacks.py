@@ -1,19 +1,30 @@
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chainlift.errors import InputError
-from chainlift.results.stacks import Stacks, merge, read_folded, to_speedscope, write_folded
+from chainlift.results.stacks import (
+    Stacks,
+    load_stacks,
+    merge,
+    profile_name,
+    read_folded,
+    save_stacks,
+    to_speedscope,
+    write_folded,
+)
 
 frames = st.text(st.characters(exclude_categories=("Z", "C"), exclude_characters=";"), min_size=1, max_size=6)
 profiles = st.dictionaries(st.lists(frames, min_size=1, max_size=8).map(tuple), st.integers(1, 1000)).map(Stacks)
 
 
+@settings(max_examples=60)
 @given(profiles)
 def test_folded_text_reads_back_as_it_was(stacks):
     assert read_folded(write_folded(stacks)).counts == stacks.counts
 
 
+@settings(max_examples=60)
 @given(st.lists(profiles, max_size=4))
 def test_merging_conserves_samples(several):
     merged = merge(several)
@@ -21,6 +32,7 @@ def test_merging_conserves_samples(several):
     assert sum(merged.self_samples().values()) == merged.total
 
 
+@settings(max_examples=60)
 @given(profiles)
 def test_speedscope_holds_every_sample_and_stack(stacks):
     file = to_speedscope(stacks, "x")
@@ -52,3 +64,26 @@ def test_nothing_sampled_is_no_division_by_zero():
 def test_a_line_without_a_count_is_bad_input(line):
     with pytest.raises(InputError, match="line 2"):
         read_folded(f"a 1\n{line}\n")
+
+
+def test_saved_stacks_read_back_and_are_small_and_the_same_every_time(tmp_path):
+    stacks = Stacks({("main", *("preadv", "qcow2") * 300, f"leaf{i}"): i + 1 for i in range(300)})
+    name = profile_name("read-4k", "debian:trixie", 300)
+    first = [path.read_bytes() for path in save_stacks(tmp_path, name, stacks)]
+    folded, speedscope = save_stacks(tmp_path, name, stacks)
+    assert [folded.read_bytes(), speedscope.read_bytes()] == first
+    assert folded.name == "read-4k--debian-trixie--300-layers.folded.gz"
+    assert load_stacks(folded).counts == stacks.counts
+    assert folded.stat().st_size < len(write_folded(stacks)) / 50
+
+
+def test_a_profile_of_a_path_with_slashes_stays_in_its_directory():
+    assert "/" not in profile_name("read", "/opt/../qemu build/bin", 1, "index", 2)
+
+
+@pytest.mark.parametrize("content", [b"\x1f\x8bnonsense", b"\xff\xfe", b"no count\n"])
+def test_what_holds_no_stacks_is_bad_input_and_named(tmp_path, content):
+    path = tmp_path / "x.folded"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"x\.folded"):
+        load_stacks(path)

@@ -6,6 +6,8 @@ the number of samples. *Speedscope* is the JSON of https://www.speedscope.app (t
 
 from __future__ import annotations
 
+import gzip
+import json
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from chainlift.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from pathlib import Path
 
 #: Frames from the root to the leaf.
 Stack = tuple[str, ...]
@@ -121,3 +124,41 @@ def to_speedscope(stacks: Stacks, name: str) -> dict[str, object]:
             }
         ],
     }
+
+
+def profile_name(variant: str, qemu: str, length: int, lift: str = "none", repeat: int = 0) -> str:
+    """Return the name, without an ending, that a profile's files have below ``profiles/`` of a result directory."""
+    parts = [variant, qemu, f"{length}-layers", *([lift] if lift != "none" else []), *([f"{repeat}"] if repeat else [])]
+    return "--".join(re.sub(r"[^A-Za-z0-9.-]+", "-", part).strip("-.") for part in parts)
+
+
+def save_stacks(directory: Path, name: str, stacks: Stacks) -> list[Path]:
+    """Write ``NAME.folded.gz`` and ``NAME.speedscope.json.gz``; return their paths.
+
+    The same stacks give the same bytes. Plain stacks of a long chain are megabytes of the same few names: compressed
+    they are a hundredth of that, and speedscope opens them as they are.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    texts = {".folded.gz": write_folded(stacks), ".speedscope.json.gz": json.dumps(to_speedscope(stacks, name))}
+    written = []
+    for ending, text in texts.items():
+        path = directory / f"{name}{ending}"
+        path.write_bytes(gzip.compress(text.encode(), mtime=0))
+        written.append(path)
+    return written
+
+
+def load_stacks(path: Path) -> Stacks:
+    """Read folded stacks from a file, compressed or not.
+
+    :raise InputError: if it cannot be read or holds something else.
+    """
+    try:
+        content = path.read_bytes()
+        text = (gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content).decode()
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot be read as folded stacks: {error}", path=path) from error
+    try:
+        return read_folded(text)
+    except InputError as error:
+        raise InputError(error.what, path=path) from error

@@ -1,0 +1,273 @@
+"""Where QEMU's time goes: profile a workload and name what was seen."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import signal
+import tempfile
+import time
+from collections import Counter
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from chainlift.errors import InputError, OperationError, QemuCrashed, QemuError
+from chainlift.host.elf import machine_of
+from chainlift.host.perf import Address, PerfRecorder, PerfSample, check_perf, read_samples
+from chainlift.host.process import describe_end
+from chainlift.qemu.process import QemuProcess, run_tool
+from chainlift.qemu.symbols import Symbols, load_symbols
+from chainlift.results.stacks import Stacks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from chainlift.qemu.binary import Qemu
+
+Workload = Literal["read-4k", "read-64k", "read-4m", "stream"]
+
+#: The function that the experiment found: its name before and since QEMU 8.0.
+IS_INSERTED = ("bdrv_is_inserted", "bdrv_co_is_inserted")
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What a profile has shown.
+
+    :ivar hints: what would give more names: one line a file that lacks symbols.
+    """
+
+    stacks: Stacks
+    hints: tuple[str, ...] = ()
+
+    @property
+    def share_is_inserted(self) -> float:
+        """The share of samples inside ``bdrv_is_inserted``, 0 to 1."""
+        return self.stacks.share_of(*IS_INSERTED)
+
+    def metrics(self) -> dict[str, float]:
+        """Return what a result file's sample holds of it."""
+        return {
+            "samples": float(self.stacks.total),
+            "share_is_inserted": self.share_is_inserted,
+            "unknown_share": self.stacks.unknown_share,
+        }
+
+
+class Namer:
+    """Gives names to addresses; reads each file once.
+
+    :param extra: ``--symbols``: a file with the symbols of QEMU, used for every file whose build ID it has.
+    """
+
+    def __init__(self, extra: Path | None = None) -> None:
+        self._extra = extra
+        self._known: dict[str, Symbols | None] = {}
+        self._unnamed: set[str] = set()
+
+    def name(self, address: Address, *, leaf: bool) -> str:
+        """Return the function at an address, or a name in brackets where it has none.
+
+        :param leaf: whether the address is that of the next instruction; else it is a return address, and the call
+            that it returns from is the instruction before it.
+        """
+        if address.file.startswith("["):
+            return f"{address.kernel_function}_[k]" if address.kernel_function else address.file
+        module = Path(address.file).name
+        symbols = self._symbols(address.file)
+        where = symbols.elf.address_of(address.offset - (not leaf)) if symbols else None
+        if symbols is None or where is None:
+            return f"[unknown:{module}]"
+        if name := symbols.name_at(where):
+            return name
+        self._unnamed.add(address.file)
+        begin = symbols.nameless_at(where)
+        return f"[unknown:{module}]" if begin is None else f"[{module}+{begin:#x}]"
+
+    @property
+    def hints(self) -> tuple[str, ...]:
+        """What would name the functions that had no name."""
+        hints = (symbols.hint for file in sorted(self._unnamed) if "qemu" in file and (symbols := self._known[file]))
+        return tuple(hint for hint in hints if hint)
+
+    def _symbols(self, file: str) -> Symbols | None:
+        if file not in self._known:
+            try:
+                path = Path(file)
+                extra = self._extra if self._extra and "qemu" in path.name else None
+                self._known[file] = load_symbols(path, extra)
+            except InputError:
+                if self._extra:
+                    raise
+                self._known[file] = None
+        return self._known[file]
+
+
+def name_samples(samples: Iterable[PerfSample], symbols: Path | None = None) -> Profile:
+    """Name what perf has sampled."""
+    namer = Namer(symbols)
+    found: Counter[tuple[str, ...]] = Counter()
+    for sample in samples:
+        last = len(sample.frames) - 1
+        stack = (namer.name(frame, leaf=index == last) for index, frame in enumerate(sample.frames))
+        found[tuple(stack)] += 1
+    return Profile(Stacks(found), namer.hints)
+
+
+def require_profiling(qemu: Qemu) -> None:
+    """See that this QEMU can be profiled here, before anything is started.
+
+    :raise MissingToolError: if there is no perf, or this user may not use it.
+    :raise InputError: if the QEMU is of another architecture than the host.
+    """
+    machine = machine_of(qemu.path("img"))
+    if machine is not None and machine != platform.machine():
+        raise InputError(f"is built for {machine} and this host is {platform.machine()}", path=qemu.path("img"))
+    check_perf()
+
+
+def profile_workload(
+    qemu: Qemu,
+    image: Path,
+    workload: Workload,
+    *,
+    scratch: Path,
+    seconds: float = 5.0,
+    frequency_hz: int = 199,
+    symbols: Path | None = None,
+    cache: str = "writeback",
+    aio: str = "threads",
+) -> Profile:
+    """Profile QEMU while it works on an image for some seconds; opening the chain is not recorded.
+
+    :param image: a qcow2 image; it is only read.
+    :param workload: ``read-4k`` (every 260 KiB), ``read-64k`` and ``read-4m`` (sequential), by ``qemu-img bench``;
+        ``stream``: ``block-stream`` into a temporary overlay by ``qemu-storage-daemon``.
+    :param scratch: an existing directory for perf's data (some 15 MB a second) and the temporary overlay.
+    :param symbols: a file with QEMU's symbols, where it has none itself.
+    :raise MissingToolError: if there is no perf or this user may not use it.
+    :raise QemuCrashed: if QEMU dies of the work.
+    """
+    require_profiling(qemu)
+    with tempfile.TemporaryDirectory(prefix="profile-", dir=scratch) as name:
+        folder = Path(name)
+        working = _streaming(qemu, image, folder, cache) if workload == "stream" else None
+        if working is None:
+            working = _reading(qemu, image, READS[workload], cache, aio)
+        data = folder / "perf.data"
+        with working as (process, go, wait):
+            try:
+                with PerfRecorder(process.pid, data, frequency_hz=frequency_hz) as perf:
+                    perf.begin()
+                    go()
+                    wait(seconds)
+                    perf.end()
+            except OperationError:
+                _require_alive(process, image)
+                raise
+            _require_alive(process, image)
+        profile = name_samples(read_samples(data), symbols)
+    if not profile.stacks.total:
+        raise OperationError("perf saw nothing: the work was done too soon", path=image)
+    return profile
+
+
+def _require_alive(process: QemuProcess, image: Path) -> None:
+    """Raise :class:`QemuCrashed` if the process died by itself, which it may do before perf is attached to it."""
+    if not process.running and (finished := process.wait()).returncode < 0:
+        what = f"QEMU ended while it was profiled: {describe_end(finished.returncode)}"
+        raise QemuCrashed(what, returncode=finished.returncode, path=image)
+
+
+#: Workload -> size of a request and distance between two, in bytes.
+READS: dict[str, tuple[int, int]] = {
+    "read-4k": (4096, 260 << 10),
+    "read-64k": (64 << 10, 64 << 10),
+    "read-4m": (4 << 20, 4 << 20),
+}
+
+#: A process that is ready, what makes it begin, and what waits so many seconds or until it is done.
+_Working = tuple[QemuProcess, "Callable[[], None]", "Callable[[float], None]"]
+
+
+@contextmanager
+def _reading(qemu: Qemu, image: Path, read: tuple[int, int], cache: str, aio: str) -> Iterator[_Working]:
+    """Give a ``qemu-img bench`` that has opened the chain and is stopped before its first request."""
+    size, step = read
+    argv = qemu.command(
+        *("img", "bench", "-f", "qcow2", "-t", cache, "-i", aio, "-d", "1", "-c", str(1 << 30)),
+        *("-s", str(size), "-S", str(step), str(image)),
+    )
+    # On a terminal it says that the chain is open at once; in a pipe that line comes with the last one.
+    terminal, end = os.openpty()
+    try:
+        with os.fdopen(end, "wb") as stdout:
+            process = QemuProcess(argv, environment=qemu.environment, stdout=stdout)
+        with process:
+            _wait_for(terminal, b"Sending", process)
+            process.send_signal(signal.SIGSTOP)
+            yield process, lambda: process.send_signal(signal.SIGCONT), lambda seconds: _wait(process, seconds)
+    finally:
+        os.close(terminal)
+
+
+@contextmanager
+def _streaming(qemu: Qemu, image: Path, folder: Path, cache: str) -> Iterator[_Working]:
+    """Give a storage daemon with an empty overlay over the image, ready to stream everything into it."""
+    from chainlift.qemu.monitor import Monitor
+
+    overlay, socket = folder / "overlay.qcow2", folder / "monitor"
+    create = ("create", "-q", "-f", "qcow2", "-b", str(image.absolute()), "-F", "qcow2", str(overlay))
+    run_tool(qemu.command("img", *create), environment=qemu.environment)
+    direct = "on" if cache in ("none", "directsync") else "off"
+    argv = qemu.command(
+        *("storage-daemon", "--chardev", f"socket,id=monitor,path={socket},server=on,wait=off"),
+        *("--monitor", "chardev=monitor"),
+        # Commas in an option's value are doubled.
+        "--blockdev",
+        f"driver=file,node-name=file,cache.direct={direct},filename={str(overlay).replace(',', ',,')}",
+        *("--blockdev", "driver=qcow2,node-name=active,file=file"),
+    )
+    with (
+        QemuProcess(argv, environment=qemu.environment) as process,
+        Monitor.connect(socket, process) as monitor,
+    ):
+
+        def wait(seconds: float) -> None:
+            try:
+                monitor.wait_event("BLOCK_JOB_COMPLETED", timeout_s=seconds)
+            except TimeoutError:
+                return
+
+        yield process, lambda: _start(monitor.execute, "active"), wait
+
+
+def _start(execute: Callable[..., object], node: str) -> None:
+    execute("block-stream", device=node, job_id="stream")
+
+
+def _wait(process: QemuProcess, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while process.running and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
+def _wait_for(terminal: int, word: bytes, process: QemuProcess) -> None:
+    said = b""
+    while word not in said:
+        try:
+            chunk = os.read(terminal, 4096)
+        except OSError:  # a terminal whose other side is closed
+            chunk = b""
+        if not chunk:
+            finished = process.wait(10)
+            text = re.sub(r"\s+", " ", said.decode("utf-8", "replace") + finished.stderr).strip()
+            if finished.returncode < 0:
+                raise QemuCrashed(
+                    f"QEMU ended: {describe_end(finished.returncode)}: {text}", returncode=finished.returncode
+                )
+            raise QemuError(f"qemu-img bench failed: {text}")
+        said += chunk

@@ -82,7 +82,7 @@ def test_a_guest_that_is_the_bottleneck_is_recognised_from_its_run(make):
     tcg = QemuFacts(label="host", binary="q", version="7.2", source="host", accelerator="tcg")
     (ranking, bound) = explanation(results(make(*samples, qemus=[tcg])))
     assert "host reads of 4 MiB sequential, depth 1 (10x)" in ranking
-    assert "500 ms at length 1, 1% of the guest's 40.0 s and 5.00 s at length 300, 11% of the guest's 44.0 s" in bound
+    assert "500 ms at length 1, 1 % of the guest's 40.0 s and 5.00 s at length 300, 11 % of the guest's 44.0 s" in bound
     assert "the chain adds 4.50 s to the block layer's work and 4.00 s to the guest's dd" in bound
     assert "bound by the emulated CPU" in bound
 
@@ -90,7 +90,7 @@ def test_a_guest_that_is_the_bottleneck_is_recognised_from_its_run(make):
 @pytest.mark.parametrize(
     ("samples", "warning"),
     [
-        ([host_read(1, w, repeat=i) for i, w in enumerate((1.0, 1.0, 1.5))], "spread by more than 10%"),
+        ([host_read(1, w, repeat=i) for i, w in enumerate((1.0, 1.0, 1.5))], "spread by more than 10 %"),
         ([host_read(1, 1.0)], "1 cell has fewer than 3 samples"),
         ([host_read(1, 1.0, load_1m=9.5)], "in 1 of 1 samples the load average was over its 2 CPUs (up to 9.5)"),
         ([host_read(1, 1.0, outcome="timed out", metrics={})], "host 4k-strided-d1 (timed out)"),

@@ -75,12 +75,13 @@ def test_the_headline_is_computed_from_the_run(make):
 
 def test_every_figure_is_an_svg_and_a_png_file_and_stands_in_the_page(drawn):
     text = (drawn / "report.html").read_text(encoding="utf-8")
-    names = {"lift", "host-reads", "stream", "memory", "chain"}
+    names = {"lift", "host-reads", "stream", "memory-stream", "chain"}
     assert {p.name for p in (drawn / "figures").iterdir()} == {f"{n}.{e}" for n in names for e in ("svg", "png")}
     for name in names:
         ET.parse(drawn / f"figures/{name}.svg")
         assert (drawn / f"figures/{name}.png").read_bytes().startswith(b"\x89PNG")
-        inline = re.search(rf'<svg role="img" aria-labelledby="{name}-title {name}-alt".*?</svg>', text, re.DOTALL)
+        inside = "lift-0" if name == "lift" else name
+        inline = re.search(rf'<svg role="img" aria-labelledby="{inside}-title {inside}-alt".*?</svg>', text, re.DOTALL)
         assert inline is not None
         described = ET.fromstring(inline[0]).find("{http://www.w3.org/2000/svg}desc")
         assert described is not None
@@ -261,3 +262,15 @@ def test_the_recorded_results_are_small_and_real():
     shape = ResultDirectory.open(RECORDED / "by-hand").chain()
     assert isinstance(shape, ChainShape)
     assert shape.length == 300
+
+
+def test_throughput_is_drawn_with_the_pivot_marked(make):
+    path = make(host_read(1, 0.1))
+    (path / "live").mkdir()
+    (path / "live/read.csv").write_text("time_s,bytes_per_s,event\n0,1e6,\n1,1e6,\n1.5,,pivot\n2,4e7,\n3,4e7,\n")
+    text = write_report([path]).read_text(encoding="utf-8")
+    assert re.search(r"<text[^>]*>pivot</text>", text)
+    assert "read, over 3.00 s: median at first 977 KiB/s, after pivot 38.1 MiB/s." in text
+    (path / "live/read.csv").write_text("time_s\nx\n")
+    with pytest.raises(InputError, match=r"read\.csv: is no recording of throughput"):
+        write_report([path])

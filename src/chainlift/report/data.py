@@ -80,6 +80,11 @@ class Results:
     def __init__(self, runs: Sequence[Run]) -> None:
         self.runs = tuple(runs)
         self._samples: dict[tuple[Series, str, str, int], list[Sample]] = {}
+        self._versions = {
+            (run.label, qemu.label): _version(qemu.version)
+            for run in self.runs
+            for qemu in (run.environment.qemus if run.environment else [])
+        }
         for run in self.runs:
             for sample in run.samples:
                 key = (Series(run.label, sample.qemu, sample.lift), sample.test, sample.variant, sample.length)
@@ -163,14 +168,12 @@ class Results:
         return ", ".join(parts)
 
     def qemu_name(self, series: Series) -> str:
-        """Name the QEMU of a series with its version: ``QEMU 7.2.22``, ``QEMU 10.0.2 (debian:trixie)``."""
-        run = next(r for r in self.runs if r.label == series.run)
-        for qemu in run.environment.qemus if run.environment else []:
-            if qemu.label == series.qemu:
-                version = qemu.version.split()[0].split("(")[0] if qemu.version.split() else ""
-                version = _version(qemu.version) or version
-                return f"QEMU {version}" if series.qemu == "host" else f"QEMU {version} ({series.qemu})"
-        return f"QEMU {series.qemu}"
+        """Name the QEMU of a series by its version, and by its label where another has the same version."""
+        version = self._versions.get((series.run, series.qemu), "")
+        if not version:
+            return f"QEMU {series.qemu}"
+        others = {qemu for (_, qemu), other in self._versions.items() if other == version}
+        return f"QEMU {version} ({series.qemu})" if len(others) > 1 else f"QEMU {version}"
 
 
 def _version(text: str) -> str:

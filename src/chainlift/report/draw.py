@@ -39,6 +39,8 @@ class Bar:
     published: bool = False
     #: Empty places left before it.
     gap: float = 0.0
+    #: How far right of the bar its label stands, in bars; None where a neighbour has the label.
+    shift: float | None = 0.0
 
 
 def bar_panel(axes: Axes, bars: Sequence[Bar], write: Callable[[float], str], *, top: float | None = None) -> None:
@@ -67,7 +69,8 @@ def bar_panel(axes: Axes, bars: Sequence[Bar], write: Callable[[float], str], *,
             axes.annotate(bar.note, (place, high), (0, 4), textcoords="offset points", ha="center", va="bottom",
                           fontsize=9, color=MUTED)  # fmt: skip
         place += 1
-    axes.set_xticks(places, [b.label for b in bars])
+    labels = [(place + bar.shift, bar.label) for place, bar in zip(places, bars, strict=True) if bar.shift is not None]
+    axes.set_xticks([place for place, _ in labels], [label for _, label in labels])
     axes.set_xlim(-0.6, max(places, default=0) + 0.6)
     axes.set_ylim(0, top * 1.24)
     axes.yaxis.set_visible(False)
@@ -100,8 +103,6 @@ class Line:
     fit: Growth | None = None
     #: Lengths at which there is no value because QEMU crashed.
     crashes: tuple[int, ...] = ()
-    #: A label that stands beside the crash.
-    crash_label: str = "crashed"
 
 
 def log_panel(
@@ -133,21 +134,25 @@ def log_panel(
         if line.fit is not None:
             reach = _between(min(medians), max(medians))
             axes.plot(reach, [line.fit(n) for n in reach], color=INK, linewidth=1, linestyle=(0, (4, 3)), zorder=1.5)
-        for crash in line.crashes:
-            axes.plot(crash, high, marker="x", markersize=8, markeredgewidth=2, color=ALERT)
-            axes.annotate(line.crash_label, (crash, high), (-6, 0), textcoords="offset points", ha="right",
-                          va="center", fontsize=9, color=ALERT)  # fmt: skip
         last = max(medians)
-        ends.append((last, medians[last], line))
-    decades = max(log10(high / low), 0.5)
+        end = (float(last), medians[last])
+        for crash in line.crashes:
+            axes.plot([end[0], crash], [end[1], high], color=line.colour, linewidth=1, linestyle=(0, (1, 2)))
+            axes.plot(crash, high, marker="x", markersize=8, markeredgewidth=2, color=ALERT)
+            end = (float(crash), high)
+        ends.append((*end, line))
+    floor, ceiling = low / 1.7, high * 1.9
+    # A line of a label as a share of the panel's height, which its title and axis leave.
+    share = 12.5 / (axes.get_window_extent().height / axes.figure.dpi * 72)
+    decades = log10(ceiling / floor) * share
     levels = _apart([e[1] for e in ends], [1 + e[2].label.count("\n") for e in ends], decades)
-    for (end, _, line), level in zip(ends, levels, strict=True):
+    for (place, _, line), level in zip(ends, levels, strict=True):
         if line.label:
-            axes.annotate(line.label, (end, level), (9, 0), textcoords="offset points", ha="left", va="center",
+            axes.annotate(line.label, (place, level), (9, 0), textcoords="offset points", ha="left", va="center",
                           fontsize=9.5, color=line.colour, fontweight="bold", linespacing=1.15)  # fmt: skip
     right = max(lengths) * (label_room if any(e[2].label for e in ends) else 1.3)
     axes.set_xlim(min(lengths) / 1.25, right)
-    axes.set_ylim(low / 1.7, high * 1.9)
+    axes.set_ylim(floor, ceiling)
     axes.xaxis.set_major_locator(FixedLocator(_thinned(lengths)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda n, _: f"{n:,.0f}"))
     axes.xaxis.set_minor_locator(NullLocator())
@@ -166,6 +171,15 @@ def tidy(text: str) -> str:
     return f"{number.rstrip('0').rstrip('.') if '.' in number else number} {unit}".strip()
 
 
+def byte_ticks(top: float, count: int) -> list[int]:
+    """Return at most about ``count`` round numbers of bytes up to ``top``: 0, 2 MiB, 4 MiB ..."""
+    unit = 1
+    while top / count / unit >= 1000:
+        unit *= 1024
+    step = next(unit * n for n in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1024) if unit * n >= top / count)
+    return list(range(0, int(top) + 1, step))
+
+
 def _thinned(lengths: Sequence[int]) -> list[int]:
     """Leave out lengths whose labels would touch on a logarithmic axis; the ends stay."""
     kept = [lengths[-1]]
@@ -180,13 +194,13 @@ def _between(first: float, last: float, count: int = 60) -> list[float]:
 
 
 def _apart(levels: Sequence[float], lines: Sequence[int], decades: float) -> list[float]:
-    """Move labels that would touch on a logarithmic axis apart, keeping their order."""
+    """Move labels that would touch on a logarithmic axis apart, keeping their order; a line has so many decades."""
     order = sorted(range(len(levels)), key=lambda i: levels[i])
     placed = list(levels)
     for _ in range(200):
         moved = False
         for low, high in pairwise(order):
-            least = 10 ** (decades * 0.042 * (lines[low] + lines[high]) / 2)
+            least = 10 ** (decades * (lines[low] + lines[high]) / 2)
             if placed[high] < placed[low] * least * 0.999:
                 middle = (placed[high] * placed[low]) ** 0.5
                 placed[low], placed[high] = middle / least**0.5, middle * least**0.5

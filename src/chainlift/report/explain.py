@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from chainlift.report.findings import HIDES, SHOWS, Effect, effect_of, first_plain, layers
+from chainlift.report.findings import HIDES, SHOWS, Effect, effect_of, first_plain, percent
 from chainlift.report.measures import HOST, RANDOM, READ, STREAM, cpu_s
 from chainlift.results.statistics import summarise
 from chainlift.units import format_bytes, format_ratio, format_seconds
@@ -46,7 +46,7 @@ def explanation(results: Results) -> list[str]:
     if not found or series is None:
         return []
     text = [_ranking(found)]
-    text += _bound(results, series)
+    text += _bound(results, series, found[0].effect)
     return [t for t in text if t]
 
 
@@ -66,7 +66,7 @@ def _ranking(found: list[Verdict]) -> str:
     return " ".join(sentences)
 
 
-def _bound(results: Results, series: Series) -> list[str]:
+def _bound(results: Results, series: Series, clearest: Effect) -> list[str]:
     """Compare the guest's read with the block layer's share of it."""
     read = effect_of(results, series, READ)
     if read is None:
@@ -79,7 +79,8 @@ def _bound(results: Results, series: Series) -> list[str]:
         shares = [(n, per_byte[n] * size, m) for n in both if (m := results.medians(series, READ).get(n))]
         if shares:
             parts = [
-                f"{format_seconds(host)} at length {n:,}, {host / guest:.0%} of the guest's {format_seconds(guest)}"
+                f"{format_seconds(host)} at length {n:,}, {percent(host / guest)} of the guest's "
+                f"{format_seconds(guest)}"
                 for n, host, guest in shares
             ]
             text.append(
@@ -98,11 +99,12 @@ def _bound(results: Results, series: Series) -> list[str]:
                 text.append(
                     "At the shortest chain the guest's dd is bound by "
                     + ("the emulated CPU, which copies every byte" if emulated else "what the guest itself does")
-                    + ", not by the block layer: it hides a cost that host reads and random reads show."
+                    + f", not by the block layer: it shows {format_ratio(read.ratio)} where {_name(clearest)} show "
+                    f"{format_ratio(clearest.ratio)}."
                 )
     busy = _busy(results, series, read.shortest)
     if busy is not None:
-        text.append(f"QEMU used {busy:.0%} of a CPU during the measured dd at length {read.shortest:,}.")
+        text.append(f"QEMU used {percent(busy)} of a CPU during the measured dd at length {read.shortest:,}.")
     return [" ".join(text)] if text else []
 
 
@@ -148,6 +150,3 @@ def _signed(seconds: float) -> str:
 
 def _join(names: list[str]) -> str:
     return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
-
-
-__all__ = ["Verdict", "explanation", "layers", "verdicts"]

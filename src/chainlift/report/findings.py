@@ -142,14 +142,22 @@ def lift_sentences(results: Results) -> list[str]:
     return sentences
 
 
+def best_growth(results: Results) -> tuple[Measure, Growth] | None:
+    """Return how the cost of a 4 KiB read grows: of its queue depths, the one of which the samples say most."""
+    series = first_plain(results)
+    if series is None:
+        return None
+    fitted = [(m, g) for m in HOST if (g := growth_of(results, series, m)) is not None]
+    small = [f for f in fitted if f[0].variant.startswith("4k")] or fitted
+    return min(small, key=lambda f: (-len(f[1].lengths), f[1].exponent_high - f[1].exponent)) if small else None
+
+
 def growth_sentence(results: Results) -> str | None:
     """Return the answer to the experiment's question of how the cost grows, linear or factorial."""
-    series = first_plain(results)
-    fitted = [] if series is None else [(m, g) for m in HOST if (g := growth_of(results, series, m)) is not None]
-    if series is None or not fitted:
+    series, found = first_plain(results), best_growth(results)
+    if series is None or found is None:
         return None
-    # Of the small reads, the one of which the samples say most.
-    measure, growth = min(fitted[:2], key=lambda item: (-len(item[1].lengths), item[1].exponent_high))
+    measure, growth = found
     first, last = growth.lengths[0], growth.lengths[-1]
     text = f"What the chain adds to {measure.subject} grows as length^{growth.exponent:.1f}"
     if len(growth.lengths) > 2:
@@ -215,3 +223,8 @@ def times(ratio: float) -> str:
 def fold(ratio: float) -> str:
     """Write a growth for a sentence: ``12-fold``, ``3-fold``, ``1.5-fold``."""
     return f"{ratio:.0f}-fold" if ratio >= 9.5 or abs(ratio - round(ratio)) < 0.05 else f"{ratio:.1f}-fold"
+
+
+def percent(share: float, digits: int = 0) -> str:
+    """Write a share: ``54 %``."""
+    return f"{share * 100:.{digits}f} %"

@@ -93,8 +93,8 @@ READ = Measure("wall_s", "read", "", "Reading the disk in the guest", "a read of
                _metric("wall_s"))  # fmt: skip
 STREAM = Measure("wall_s", "stream", "", "Streaming all layers", "streaming all layers into one", "s",
                  _metric("wall_s"))  # fmt: skip
-STREAM_MEMORY = Measure("memory_bytes", "stream", "", "Memory of streaming", "QEMU's memory while it streams", "bytes",
-                        own_memory)  # fmt: skip
+STREAM_MEMORY = Measure("memory_bytes", "stream", "", "Memory while streaming", "QEMU's memory while it streams",
+                        "bytes", own_memory)  # fmt: skip
 RANDOM = Measure("iops", "random", "", "Random reads in the guest", "the rate of random reads in the guest", "iops",
                  _metric("iops"), larger_is_better=True)  # fmt: skip
 LATENCIES = tuple(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from chainlift.results.statistics import summarise
 from chainlift.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
@@ -77,6 +78,34 @@ def _built(run: Run) -> str:
         if chain.pace != 1:
             text += f" sped up {chain.pace:g} times (interval and write rate alike, so that a snapshot holds as much)"
     return text + (f"; that took {format_seconds(chain.build_s)}." if chain.build_s else ".")
+
+
+def chain_facts(results: Results) -> list[Facts]:
+    """Return the chain of each run in figures."""
+    tables = []
+    for run in results.runs:
+        chain = run.chain
+        if chain is None:
+            continue
+        rows = [("Layers over the base", f"{chain.length:,}"), ("Disk", format_bytes(chain.virtual_size_bytes))]
+        sizes = summarise(chain.layer_bytes[1:])
+        if sizes is not None:
+            mean = sum(chain.layer_bytes[1:]) / sizes.count
+            rows += [
+                ("A snapshot, mean", f"{format_bytes(mean)}; the experiment's: 4.9 MB"),
+                ("A snapshot, median", format_bytes(sizes.median)),
+                ("Smallest and largest", f"{format_bytes(sizes.low)} and {format_bytes(sizes.high)}"),
+                ("All snapshots", format_bytes(sum(chain.layer_bytes[1:]))),
+            ]
+        rows.append(("Base", format_bytes(chain.layer_bytes[0])) if chain.layer_bytes else ("Base", "none"))
+        if chain.layer_clusters[1:]:
+            clusters = summarise(chain.layer_clusters[1:])
+            assert clusters is not None
+            rows.append(("Clusters a snapshot, median", f"{clusters.median:,.0f}"))
+        rows.append(("Cluster size", format_bytes(chain.cluster_size_bytes)))
+        rows.append(("Built", chain.built + (f", in {format_seconds(chain.build_s)}" if chain.build_s else "")))
+        tables.append(Facts("The chain" if len(results.runs) == 1 else f"The chain of {run.label}", tuple(rows)))
+    return tables
 
 
 def environment_facts(results: Results) -> list[Facts]:

@@ -12,10 +12,10 @@ from chainlift.report import style
 from chainlift.report.data import Results
 from chainlift.report.figures import draw_all
 from chainlift.report.findings import (
+    best_growth,
     effect_of,
     failure_sentences,
     first_plain,
-    growth_of,
     headline,
     lift_sentences,
     memory_sentence,
@@ -35,6 +35,14 @@ if TYPE_CHECKING:
     from chainlift.report.style import Picture
 
 FIGURES = "figures"
+
+#: Tests in the tiles under the headline, where there is little room.
+_TILES = {
+    "host": "4 KiB read on the host",
+    "random": "Random read in the guest",
+    "read": "Read in the guest",
+    "stream": "Streaming",
+}
 
 
 @dataclass(frozen=True)
@@ -92,7 +100,7 @@ def render(results: Results, pictures: list[Picture]) -> str:
         version=__version__,
         title="What a snapshot chain costs: " + ", ".join(run.label for run in results.runs),
         headline=headline(results),
-        leads=[sentence for sentence in (memory, *lifts) if sentence],
+        leads=[sentence for sentence in (memory, *lifts[:1]) if sentence],
         tiles=_tiles(results),
         warnings=warnings(results),
         failures=failure_sentences(results),
@@ -117,20 +125,17 @@ def _tiles(results: Results) -> list[Tile]:
     for measure in (HOST[0], RANDOM, READ, STREAM):
         effect = effect_of(results, series, measure)
         if effect is not None:
-            name = f"{measure.title} on the host" if measure.test == "host" else measure.title
             tiles.append(
                 Tile(
-                    name,
+                    _TILES[measure.test],
                     format_ratio(effect.ratio) + (" fewer" if measure.larger_is_better else ""),
                     f"{measure.format(effect.before)} at {effect.shortest:,}, {measure.format(effect.after)} at "
                     f"{effect.longest:,}",
                 )
             )
-    growth = growth_of(results, series, HOST[0])
-    if growth is not None:
-        tiles.append(
-            Tile("What the chain adds to a 4 KiB read", f"length^{growth.exponent:.1f}", "linear would be length^1")
-        )
+    found = best_growth(results)
+    if found is not None:
+        tiles.append(Tile("The cost grows as", f"length^{found[1].exponent:.1f}", f"of {found[0].subject}"))
     for measure in (MEMORY_READ, STREAM_MEMORY):
         effect = effect_of(results, series, measure)
         if effect is not None and effect.after > effect.before:

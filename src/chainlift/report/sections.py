@@ -14,10 +14,11 @@ from chainlift.report.findings import (
     growth_sentence,
     lift_sentences,
     memory_sentence,
+    percent,
     steps,
 )
 from chainlift.report.measures import HOST
-from chainlift.report.method import environment_facts, how_it_was_measured
+from chainlift.report.method import chain_facts, environment_facts, how_it_was_measured
 from chainlift.report.reference import published
 from chainlift.report.tables import (
     Column,
@@ -73,6 +74,8 @@ class Section:
     pictures: tuple[Picture, ...] = ()
     tables: tuple[Table, ...] = ()
     facts: tuple[Facts, ...] = ()
+    #: Tables that stand beside the figures.
+    beside: tuple[Facts, ...] = ()
     profiles: tuple[Profile, ...] = ()
     folds: tuple[Fold, ...] = field(default=())
 
@@ -80,7 +83,14 @@ class Section:
     def is_empty(self) -> bool:
         """Whether nothing stands in it."""
         return not (
-            self.paragraphs or self.items or self.pictures or self.tables or self.facts or self.profiles or self.folds
+            self.paragraphs
+            or self.items
+            or self.pictures
+            or self.tables
+            or self.facts
+            or self.beside
+            or self.profiles
+            or self.folds
         )
 
 
@@ -90,7 +100,7 @@ def sections_of(results: Results, pictures: list[Picture]) -> list[Section]:
     growth = growth_sentence(results)
     memory = memory_sentence(results)
     everything = [
-        Section("lift", "Before and after a lift", tuple(lift_sentences(results)), pictures=_of(drawn, "lift")),
+        Section("lift", "Before and after a lift", _lift_paragraphs(results, drawn), pictures=_of(drawn, "lift")),
         Section(
             "host",
             "Reads without a guest",
@@ -100,7 +110,12 @@ def sections_of(results: Results, pictures: list[Picture]) -> list[Section]:
         ),
         Section("guest", "The experiment's own tests", pictures=_of(drawn, "read", "stream", "random")),
         Section("why", "Which test shows it, and why", tuple(explanation(results)), tables=_verdict_tables(results)),
-        Section("memory", "Memory", (memory,) if memory else (), pictures=_of(drawn, "memory")),
+        Section(
+            "memory",
+            "Memory",
+            (memory,) if memory else (),
+            pictures=tuple(p for p in pictures if p.name.startswith("memory-")),
+        ),
         Section(
             "profiles",
             "Where the time goes",
@@ -112,7 +127,10 @@ def sections_of(results: Results, pictures: list[Picture]) -> list[Section]:
             "Limits and crashes",
             tables=tuple(t for t in (limits_table(results), failure_table(results)) if t.rows),
         ),
-        Section("chain", "The chain that was measured", pictures=_of(drawn, "chain")),
+        Section("live", "Throughput while the chain is lifted", pictures=_of(drawn, "live")),
+        Section(
+            "chain", "The chain that was measured", pictures=_of(drawn, "chain"), beside=tuple(chain_facts(results))
+        ),
         Section("method", "How it was measured", items=tuple(how_it_was_measured(results))),
         Section("environment", "Environment", facts=tuple(environment_facts(results))),
         Section(
@@ -131,6 +149,19 @@ def sections_of(results: Results, pictures: list[Picture]) -> list[Section]:
 
 def _of(drawn: dict[str, Picture], *names: str) -> tuple[Picture, ...]:
     return tuple(drawn[name] for name in names if name in drawn)
+
+
+def _lift_paragraphs(results: Results, drawn: dict[str, Picture]) -> tuple[str, ...]:
+    if "lift" not in drawn:
+        return ()
+    what = {
+        "index": "An index is one merged table that points into the untouched layers: nothing is copied, and QEMU "
+        "looks a cluster up once instead of once a layer.",
+        "squash": "A squash makes one layer of everything between the base and the active layer.",
+    }
+    lifts = dict.fromkeys(s.lift for s in results.series if s.lift in what)
+    text = " ".join([what[lift] for lift in lifts] + ["No snapshot is lost, and a restore takes a lift off again."])
+    return (text, *lift_sentences(results))
 
 
 def _step_sentence(results: Results) -> str | None:
@@ -185,9 +216,9 @@ def share_table(results: Results) -> Table:
                 Entry(sample.variant, sample.variant),
                 Entry(label, label),
                 Entry(sample.length, f"{sample.length:,}"),
-                Entry(share, "" if share is None else f"{share:.2%}"),
-                Entry(theirs, "" if theirs is None else f"{theirs:.2%}"),
-                Entry(unknown, "" if unknown is None else f"{unknown:.1%}"),
+                Entry(share, "" if share is None else percent(share, 2)),
+                Entry(theirs, "" if theirs is None else percent(theirs, 2)),
+                Entry(unknown, "" if unknown is None else percent(unknown, 1)),
                 Entry(sample.metrics.get("samples"), f"{sample.metrics.get('samples', 0):,.0f}"),
             )
         )

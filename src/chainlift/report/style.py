@@ -87,6 +87,8 @@ class Picture:
     figure: Figure
     #: Whether it needs the page's whole width.
     wide: bool = False
+    #: What stands in the page instead, where a narrow screen should show one below the other.
+    panels: tuple[Picture, ...] = ()
 
 
 def require() -> None:
@@ -135,7 +137,14 @@ def svg_file(picture: Picture) -> str:
 
 
 def svg_inline(picture: Picture) -> str:
-    """Return the figure as an ``<svg>`` element for the page: text as text, colours as the page's variables."""
+    """Return the figure as an ``<svg>`` element for the page: text as text, colours as the page's variables.
+
+    A figure of several panels becomes one element a panel.
+    """
+    if picture.panels:
+        least = f"{min(panel.figure.get_figwidth() for panel in picture.panels) * 4.7:.0f}rem"
+        inside = "".join(svg_inline(panel) for panel in picture.panels)
+        return f'<div class="panels" style="--panel: {least}">{inside}</div>'
     text = _svg(picture, "none")
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)

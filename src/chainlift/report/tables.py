@@ -121,14 +121,13 @@ def growth_table(results: Results) -> Table:
     for measure in measures:
         for series in shown:
             growth = growth_of(results, series, measure)
-            if growth is None or len(growth.lengths) < 2:
+            if growth is None or len(growth.lengths) < 3:
                 continue
-            exact = len(growth.lengths) > 2
             half = (growth.exponent_high - growth.exponent_low) / 2
             row = [
                 Entry(measure.title, measure.title),
                 Entry(growth.exponent, f"{growth.exponent:.2f}"),
-                Entry(half if exact else None, f"± {half:.2f}" if exact else ""),
+                Entry(half, f"± {half:.2f}"),
                 Entry(growth.lengths[0], f"{growth.lengths[0]:,}-{growth.lengths[-1]:,}"),
                 Entry(len(growth.lengths), str(len(growth.lengths))),
             ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from typing import TYPE_CHECKING
 
-from chainlift.report.findings import describe_failure
+from chainlift.report.findings import describe_failure, percent
 
 if TYPE_CHECKING:
     from chainlift.report.data import Results, Run
@@ -56,8 +56,8 @@ def _noise(results: Results) -> list[str]:
     if noisy:
         widest, where = max(noisy)
         found.append(
-            f"In {len(noisy)} of {len(spreads)} cells the samples spread by more than {NOISY:.0%} of their median; "
-            f"the widest is {where} with {widest:.0%}. Quote ratios, and read the dots beside every median."
+            f"In {len(noisy)} of {len(spreads)} cells the samples spread by more than {percent(NOISY)} of their "
+            f"median; the widest is {where} with {percent(widest)}. Quote ratios, and look at the dots."
         )
     if few:
         cells = "1 cell has" if few == 1 else f"{few} cells have"

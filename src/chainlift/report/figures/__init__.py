@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from chainlift.report.figures import hosts, lifts, memory, shape, times
+from chainlift.report.figures import hosts, lifts, live, memory, shape, times
 
 if TYPE_CHECKING:
     from chainlift.report.data import Results
@@ -16,11 +16,12 @@ _KINDS = (
     times.draw_read,
     times.draw_stream,
     times.draw_random,
-    memory.draw_memory,
+    live.draw_live,
     shape.draw_shape,
 )
 
 
 def draw_all(results: Results) -> list[Picture]:
     """Draw every figure that there are results for."""
-    return [picture for kind in _KINDS if (picture := kind(results)) is not None]
+    pictures = [picture for kind in _KINDS if (picture := kind(results)) is not None]
+    return pictures + memory.draw_memory(results)

@@ -12,6 +12,8 @@ from chainlift.units import format_ratio
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from matplotlib.axes import Axes
+
     from chainlift.report.data import Results, Series
     from chainlift.report.measures import Measure
 
@@ -38,25 +40,24 @@ def measured_bars(
     lengths = results.lengths([measure], series)
     bars: list[Bar] = []
     for length in lengths:
-        first = True
-        for one in series:
-            cell = results.cells(one, measure).get(length)
-            if cell is None:
-                continue
+        present = [one for one in series if length in results.cells(one, measure)]
+        for number, one in enumerate(present):
+            cell = results.cells(one, measure)[length]
             medians = results.medians(one, measure)
             base = next(iter(medians.items()), None)
             bars.append(
                 Bar(
+                    # One label under the middle of a group.
                     label=f"{length:,}",
+                    shift=(len(present) - 1) / 2 if number == 0 else None,
                     values=cell.values,
                     median=cell.median if cell.values else None,
                     colour=colour[one],
                     note=note(base[1], cell.median) if cell.values and base and base[0] != length else "",
                     failure=describe_failure(cell.failures[0]) if cell.failures else "",
-                    gap=0.35 if first and bars and len(series) > 1 else 0.0,
+                    gap=0.45 if number == 0 and bars and len(series) > 1 else 0.0,
                 )
             )
-            first = False
     return bars
 
 
@@ -68,3 +69,17 @@ def published_bars(values: Mapping[int, float], note: Callable[[float, float], s
         Bar(f"{n:,}", (), value, PUBLISHED, "" if value == base else note(base, value), published=True)
         for n, value in sorted(values.items())
     ]
+
+
+def name_series(results: Results, axes: Axes, shown: Sequence[Series]) -> None:
+    """Name the colours in one line under the panel's title, where there are several."""
+    if len(shown) < 2:
+        return
+    title = axes.get_title(loc="left")
+    axes.set_title(title, pad=24)
+    place = 0.0
+    for series, colour in colours(shown).items():
+        label = results.label(series, among=shown)
+        axes.annotate(f"■ {label}", (0, 1), (place, 6), xycoords="axes fraction", textcoords="offset points",
+                      color=colour, fontsize=9, fontweight="bold", va="bottom")  # fmt: skip
+        place += 6.4 * len(label) + 22

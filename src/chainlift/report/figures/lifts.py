@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 from chainlift.report.draw import Bar, bar_panel
 from chainlift.report.findings import describe_failure
 from chainlift.report.measures import HOST, MEMORY_READ, RANDOM, READ, STREAM, STREAM_MEMORY
-from chainlift.report.style import ALERT, FULL, LIFT_COLOURS, PLAIN, SKY, Picture, look, new_figure
+from chainlift.report.style import ALERT, FULL, HALF, LIFT_COLOURS, PLAIN, SKY, Picture, look, new_figure
 from chainlift.units import format_ratio
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
     from chainlift.report.data import Results, Series
     from chainlift.report.measures import Measure
 
@@ -30,30 +32,39 @@ def draw_lifts(results: Results) -> Picture | None:
     if not panels:
         return None
     columns = len(panels) if len(panels) < 5 else 3
-    rows = -(-len(panels) // columns)
     with look():
-        figure, axes = new_figure(FULL, 3.4 * rows, rows, columns)
+        figure, axes = new_figure(FULL, 3.4 * -(-len(panels) // columns), -(-len(panels) // columns), columns)
         for panel, (measure, bars) in zip(axes, panels, strict=False):
-            bar_panel(panel, bars, measure.format)
-            panel.set_title(f"{measure.title}" if measure.test != "host" else f"Host, {measure.title}")
+            _draw(panel, measure, bars)
         for panel in axes[len(panels) :]:
             panel.set_axis_off()
-    texts = [
-        f"{measure.title}: "
-        + ", ".join(
-            f"{b.label.replace(chr(10), ' ')} {b.failure if b.median is None else measure.format(b.median)}"
-            for b in bars
-        )
-        + "."
-        for measure, bars in panels
-    ]
+        single = tuple(_single(n, measure, bars, FULL / columns) for n, (measure, bars) in enumerate(panels))
     name = results.label(family[0], lift=False)
     caption = (
-        "The same tests at the shortest chain, at the longest, and at the longest behind each lift; no snapshot is "
-        "lost by any of them. Bars are medians from zero, dots the single samples; the ratio is to the shortest chain."
-        + (f" Shown: {name}." if name else "")
+        "The same tests at the shortest chain, at the longest, and at the longest behind each lift. Bars are medians "
+        "from zero, dots the single samples; the ratio is to the shortest chain." + (f" Shown: {name}." if name else "")
     )
-    return Picture("lift", "The same chain, lifted", caption, " ".join(texts), figure, wide=True)
+    alt = " ".join(panel.alt for panel in single)
+    return Picture("lift", "The same chain, lifted", caption, alt, figure, wide=True, panels=single)
+
+
+def _single(number: int, measure: Measure, bars: list[Bar], width: float) -> Picture:
+    figure, (axes,) = new_figure(min(width, HALF), 3.2)
+    _draw(axes, measure, bars)
+    values = [
+        f"{bar.label.replace(chr(10), ' ')} {bar.failure if bar.median is None else measure.format(bar.median)}"
+        for bar in bars
+    ]
+    return Picture(f"lift-{number}", _title(measure), "", f"{_title(measure)}: {', '.join(values)}.", figure)
+
+
+def _draw(axes: Axes, measure: Measure, bars: list[Bar]) -> None:
+    bar_panel(axes, bars, measure.format)
+    axes.set_title(_title(measure))
+
+
+def _title(measure: Measure) -> str:
+    return f"Host, {measure.title}" if measure.test == "host" else measure.title
 
 
 def _bars(results: Results, family: list[Series], measure: Measure) -> list[Bar]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from chainlift.report.draw import bar_panel
-from chainlift.report.figures.bars import measured_bars, published_bars
+from chainlift.report.figures.bars import measured_bars, name_series, published_bars
 from chainlift.report.measures import HOST_MEMORY, MEMORY_BOOT, MEMORY_READ, STREAM_MEMORY
 from chainlift.report.reference import published
 from chainlift.report.style import FULL, HALF, MUTED, Picture, look, new_figure
@@ -16,48 +16,49 @@ if TYPE_CHECKING:
     from chainlift.report.measures import Measure
 
 
-def draw_memory(results: Results) -> Picture | None:
-    """Draw one row for each memory test that was run; host reads only where no guest was measured."""
+def draw_memory(results: Results) -> list[Picture]:
+    """Draw each memory test that was run; host reads only where no guest was measured."""
     reference = published()
-    candidates: list[tuple[Measure, dict[int, float]]] = [
-        (MEMORY_BOOT, reference.boot_extra_bytes),
-        (MEMORY_READ, reference.boot_read_extra_bytes),
-        (STREAM_MEMORY, _extra(reference.stream_peak_rss_bytes)),
+    candidates: list[tuple[str, str, Measure, dict[int, float]]] = [
+        ("memory-boot", "Boot and halt", MEMORY_BOOT, reference.boot_extra_bytes),
+        ("memory-read", "Boot, read the whole disk, halt", MEMORY_READ, reference.boot_read_extra_bytes),
+        ("memory-stream", "Streaming all layers", STREAM_MEMORY, _extra(reference.stream_peak_rss_bytes)),
     ]
-    rows = [(m, r) for m, r in candidates if results.series_with(m, results.plain)]
-    if not rows and results.series_with(HOST_MEMORY, results.plain):
-        rows = [(HOST_MEMORY, {})]
-    if not rows:
-        return None
-    panels = [measured_bars(results, results.series_with(m, results.plain), m, _difference) for m, _ in rows]
-    most = max(map(len, panels))
-    wide = len(rows) > 1 or most > 6
+    chosen = [c for c in candidates if results.series_with(c[2], results.plain)]
+    if not chosen and results.series_with(HOST_MEMORY, results.plain):
+        chosen = [("memory-host", "4 KiB reads without a guest", HOST_MEMORY, {})]
+    return [_draw(results, *one) for one in chosen]
+
+
+def _draw(results: Results, name: str, title: str, measure: Measure, extra: dict[int, float]) -> Picture:
+    shown = results.series_with(measure, results.plain)
+    bars = measured_bars(results, shown, measure, _difference)
+    wide = len(bars) > 6
     with look():
-        figure, axes = new_figure(FULL if wide else HALF, 3.1 * len(rows) + 0.4, len(rows), 2,
-                                  width_ratios=[max(most, 3), 3])  # fmt: skip
-        for row, ((measure, extra), bars) in enumerate(zip(rows, panels, strict=True)):
-            left, right = axes[2 * row], axes[2 * row + 1]
-            bar_panel(left, bars, format_bytes)
-            left.set_title(measure.title)
-            left.set_xlabel("layers")
-            if extra:
-                bar_panel(right, published_bars(extra, lambda _base, _value: ""), lambda v: f"+{format_bytes(v)}")
-                right.set_title("Published, over length 1", color=MUTED)
-                right.set_xlabel("layers")
-            else:
-                right.set_axis_off()
+        figure, axes = new_figure(
+            FULL if wide else HALF, 3.5, 1, 2 if extra else 1, width_ratios=[max(len(bars), 3), 2.2] if extra else None
+        )
+        bar_panel(axes[0], bars, format_bytes)
+        axes[0].set_title("Measured here")
+        axes[0].set_xlabel("layers")
+        name_series(results, axes[0], shown)
+        if extra:
+            bar_panel(axes[1], published_bars(extra, lambda _base, _value: ""), lambda v: f"+{format_bytes(v)}")
+            axes[1].set_title("Published extra", color=MUTED)
+            axes[1].set_xlabel("layers")
     parts = []
-    for measure, _ in rows:
-        for series in results.series_with(measure, results.plain):
-            values = [f"{n:,} layers {format_bytes(v)}" for n, v in results.medians(series, measure).items()]
-            label = results.label(series, among=results.plain)
-            parts.append(f"{measure.title}{', ' * bool(label)}{label}: {', '.join(values)}.")
-    caption = (
-        "Peak resident memory of QEMU, without the guest's RAM where the two can be told apart. Over each bar: what it "
-        "is, and the difference to the shortest chain. The published values are differences too, of a disk of "
-        f"{format_bytes(reference.disk_bytes)}; what a layer may take (its cache of L2 tables) grows with the disk."
-    )
-    return Picture("memory", "Memory by chain length", caption, " ".join(parts), figure, wide)
+    for series in shown:
+        values = [f"{n:,} layers {format_bytes(v)}" for n, v in results.medians(series, measure).items()]
+        label = results.label(series, among=shown)
+        parts.append(f"{label}{': ' * bool(label)}{', '.join(values)}.")
+    caption = "Peak resident memory of QEMU, without the guest's RAM where the two can be told apart, and over it the "
+    caption += "difference to the shortest chain."
+    if extra:
+        caption += (
+            f" The published values are such differences, of a disk of {format_bytes(published().disk_bytes)}; a "
+            "layer's cache of L2 tables grows with the disk."
+        )
+    return Picture(name, f"Memory: {title[0].lower()}{title[1:]}", caption, " ".join(parts), figure, wide)
 
 
 def _difference(base: float, value: float) -> str:

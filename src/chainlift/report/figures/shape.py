@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from chainlift.report.draw import tidy
+from chainlift.report.draw import byte_ticks, tidy
 from chainlift.report.reference import published
 from chainlift.report.style import HALF, INK, MUTED, PLAIN, PUBLISHED, Picture, look, new_figure
 from chainlift.results.statistics import summarise
@@ -41,8 +41,7 @@ def draw_shape(results: Results) -> Picture | None:
         axes.annotate("published 4.9 MB", (theirs, top * 1.06), (4 if not near else -4, 0), textcoords="offset points",
                       ha="right" if near else "left", va="bottom", fontsize=9.5, color=MUTED)  # fmt: skip
         axes.set_xlim(0, right)
-        step = _step(right / 5)
-        axes.set_xticks([step * i for i in range(int(right / step) + 1)])
+        axes.set_xticks(byte_ticks(right, 5))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: tidy(format_bytes(v)) if v else "0"))
         axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
         axes.set_ylabel("snapshots")
@@ -53,11 +52,3 @@ def draw_shape(results: Results) -> Picture | None:
     )
     caption = f"{text} The experiment's snapshots had about 4.9 MB. A snapshot is a layer; the base is not counted."
     return Picture("chain", "The chain", caption, text, figure)
-
-
-def _step(about: float) -> int:
-    """Return 1, 2 or 5 times a power of ten of a binary unit, the nearest above ``about`` bytes."""
-    unit = 1
-    while about / unit >= 1000:
-        unit *= 1024
-    return next(unit * n for n in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1024) if unit * n >= about)

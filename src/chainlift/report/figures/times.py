@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from chainlift.report.draw import Line, bar_panel, log_panel
-from chainlift.report.figures.bars import colours, measured_bars, published_bars
+from chainlift.report.figures.bars import measured_bars, name_series, published_bars
 from chainlift.report.measures import LATENCIES, RANDOM, READ, STREAM
 from chainlift.report.reference import published
 from chainlift.report.style import CYCLE, FULL, HALF, MARKERS, MUTED, Picture, look, new_figure
@@ -49,7 +49,7 @@ def _beside_published(
         bar_panel(right, published_bars(reference), format_seconds)
         right.set_title("Published", color=MUTED)
         right.set_xlabel("layers")
-        _name_series(results, left, shown)
+        name_series(results, left, shown)
     size = {format_bytes(run.chain.virtual_size_bytes) for run in results.runs if run.chain}
     caption = (
         f"{what} Bars are medians, dots the single samples. The published values are the experiment's, of another "
@@ -72,7 +72,7 @@ def draw_random(results: Results) -> Picture | None:
         bar_panel(axes[0], bars, RANDOM.format)
         axes[0].set_title("Requests a second")
         axes[0].set_xlabel("layers")
-        _name_series(results, axes[0], shown)
+        name_series(results, axes[0], shown)
         if latencies:
             lines = [
                 Line(f"{m.variant or m.key[8:-2]}", {n: c.values for n, c in results.cells(shown[0], m).items()},
@@ -88,22 +88,6 @@ def draw_random(results: Results) -> Picture | None:
         "medians, dots the single samples; on the right, how long a request takes (logarithmic axes)."
     )
     return Picture("random", "Random reads in the guest", caption, _alt(results, RANDOM, {}), figure, wide=True)
-
-
-def _name_series(results: Results, axes: object, shown: list) -> None:  # type: ignore[type-arg]
-    """Name the colours in one line under the title, where there are several."""
-    from matplotlib.axes import Axes
-
-    assert isinstance(axes, Axes)
-    if len(shown) < 2:
-        return
-    place = 0.0
-    for series, colour in colours(shown).items():
-        text = axes.annotate(f"■ {results.label(series, among=shown)}", (place, 1), (0, 2), xycoords="axes fraction",
-                             textcoords="offset points", color=colour, fontsize=9, fontweight="bold",
-                             va="bottom")  # fmt: skip
-        place += 0.012 * len(text.get_text()) + 0.04
-    axes.set_title(axes.get_title(loc="left"), pad=22)
 
 
 def _alt(results: Results, measure: Measure, reference: dict[int, float]) -> str:

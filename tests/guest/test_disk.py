@@ -1,6 +1,8 @@
 import hashlib
 import json
+import re
 import subprocess
+import tarfile
 
 import pytest
 
@@ -59,3 +61,31 @@ def test_a_file_that_does_not_fit_is_refused_and_leaves_nothing(tmp_path):
     with pytest.raises(InputError, match="exists already"):
         make_ext4_disk(tmp_path / "base", 1 << 30)
     assert [file.name for file in tmp_path.iterdir()] == ["base"]
+
+
+def test_a_systems_archive_is_unpacked_with_its_owners_and_without_its_devices(tmp_path):
+    archive, path = tmp_path / "root.tar", tmp_path / "base"
+    with tarfile.open(archive, "w") as tar:
+        for name, kind, mode, owner in (
+            ("./srv", tarfile.DIRTYPE, 0o755, 0),
+            ("./dev", tarfile.DIRTYPE, 0o755, 0),
+            ("./dev/null", tarfile.CHRTYPE, 0o666, 0),
+            ("./sbin", tarfile.SYMTYPE, 0o777, 0),
+            ("./mail", tarfile.REGTYPE, 0o2755, 8),
+        ):
+            member = tarfile.TarInfo(name)
+            member.type, member.mode, member.uid, member.gid, member.linkname = kind, mode, owner, owner, "srv"
+            tar.addfile(member)
+    make_ext4_disk(path, 256 << 20, data_bytes=8 << 20, data_directory="/srv", archive=archive)
+    assert {file.name for file in tmp_path.iterdir()} == {"root.tar", "base"}
+    raw = raw_of(path, tmp_path)
+    assert clean(raw).returncode == 0
+    script = "stat /mail\nls -l /dev\nstat /sbin\nstat /srv/fio.0.0\nstat /\n"
+    said = subprocess.run(["/sbin/debugfs", "-f", "/dev/stdin", raw], input=script, capture_output=True, text=True)
+    mail, rest = said.stdout.split("debugfs: ls -l /dev")
+    devices, link, data, root = rest.split("debugfs: stat")
+    assert re.search(r"Mode:  02755 .*User:     8   Group:     8", mail, re.DOTALL)
+    assert "null" not in devices
+    assert 'Fast link dest: "srv"' in link
+    assert f"Size: {8 << 20}" in data
+    assert re.search(r"Mode:  0755 .*User:     0   Group:     0", root, re.DOTALL)

@@ -11,6 +11,7 @@ import contextlib
 import mmap
 import os
 import re
+import shutil
 import struct
 import tempfile
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from chainlift.errors import InputError, OperationError
+from chainlift.errors import InputError, MissingToolError, OperationError
 from chainlift.host.process import run_tool
 from chainlift.qcow2 import tables
 from chainlift.qcow2.writer import ImageWriter
@@ -41,7 +42,24 @@ _IMAP = re.compile(r"located at block (\d+), offset (0x[0-9a-f]+)")
 _I_BLOCK = 40  # offset of i_block in an inode, where the extent tree's root is
 
 
-def make_ext4_disk(path: Path, virtual_size: int, *, data_bytes: int = 0) -> None:
+# The archive's files keep their owners, which fakeroot only pretends, so it is unpacked and copied in one session.
+# Device nodes stay behind: the kernel's devtmpfs has them, and an ordinary user could not make them.
+_UNPACK_AND_MAKE = """\
+tree=$1 archive=$2
+shift 2
+tar -x -f "$archive" -C "$tree" --numeric-owner --exclude='./dev/*'
+exec mke2fs -d "$tree" "$@"
+"""
+
+
+def make_ext4_disk(
+    path: Path,
+    virtual_size: int,
+    *,
+    data_bytes: int = 0,
+    data_directory: str = "/",
+    archive: Path | None = None,
+) -> None:
     """Make a qcow2 image of an ext4 file system, with a file of data in it.
 
     The content is random by the cluster, hence neither zero nor compressible, and the same on every run.
@@ -49,8 +67,11 @@ def make_ext4_disk(path: Path, virtual_size: int, *, data_bytes: int = 0) -> Non
     :param path: the image; it must not exist. What is written meanwhile lies beside it under another name.
     :param virtual_size: bytes; what is no multiple of 4096 is left unused.
     :param data_bytes: size of the file :data:`DATA_FILE`; 0 for none.
+    :param data_directory: where in the file system that file is.
+    :param archive: a tar archive of a whole system to unpack into the file system.
     :raise InputError: if the file does not fit, or ``path`` exists.
-    :raise MissingToolError: if mke2fs or debugfs is not there (package e2fsprogs).
+    :raise MissingToolError: if mke2fs or debugfs is not there (package e2fsprogs), or fakeroot where we are
+        not root and there is an archive.
     """
     if path.exists():
         raise InputError("exists already", path=path)
@@ -67,18 +88,35 @@ def make_ext4_disk(path: Path, virtual_size: int, *, data_bytes: int = 0) -> Non
         # Nothing lazy: the guest's kernel would write what is left out into the snapshots. No checksums of metadata:
         # the extents are changed below. No blocks kept for root, the only user.
         options = ("-b", str(BLOCK), "-m", "0", "-O", "^metadata_csum", "-L", "chainlift")
-        run_tool(["mke2fs", "-q", "-F", "-t", "ext4", *options, "-E", "lazy_itable_init=0,lazy_journal_init=0", raw])
-        extents = _allocate(raw, data_bytes) if data_bytes else []
+        lazy = "lazy_itable_init=0,lazy_journal_init=0,root_owner=0:0"
+        arguments = ["-q", "-F", "-t", "ext4", *options, "-E", lazy, str(raw)]
+        if archive is None:
+            run_tool(["mke2fs", *arguments])
+        else:
+            tree = Path(scratch, "tree")
+            tree.mkdir(mode=0o755)
+            run_tool([*_as_root(), "sh", "-ec", _UNPACK_AND_MAKE, "sh", tree, archive, *arguments])
+            shutil.rmtree(tree)
+        extents = _allocate(raw, data_bytes, data_directory) if data_bytes else []
         _convert(raw, image, virtual_size, extents)
         image.rename(path)
 
 
-def _allocate(raw: Path, data_bytes: int) -> list[tuple[int, int]]:
+def _as_root() -> list[str]:
+    """Return what lets files belong to others in a file system that an ordinary user makes."""
+    if os.geteuid() == 0:
+        return []
+    if shutil.which("fakeroot") is None:
+        raise MissingToolError("there is no fakeroot to make a guest's disk with", hint="install the package fakeroot")
+    return ["fakeroot"]
+
+
+def _allocate(raw: Path, data_bytes: int, directory: str) -> list[tuple[int, int]]:
     """Allocate the blocks of the data file; return them as (first block, number of blocks)."""
     with tempfile.NamedTemporaryFile(dir=raw.parent) as empty:
         script = (
-            f"write {empty.name} {DATA_FILE}\nfallocate /{DATA_FILE} 0 {data_bytes // BLOCK - 1}\n"
-            f"set_inode_field /{DATA_FILE} size {data_bytes}\nimap /{DATA_FILE}\n"
+            f"cd {directory}\nwrite {empty.name} {DATA_FILE}\nfallocate {DATA_FILE} 0 {data_bytes // BLOCK - 1}\n"
+            f"set_inode_field {DATA_FILE} size {data_bytes}\nimap {DATA_FILE}\n"
         )
         said = run_tool(["debugfs", "-w", "-f", "/dev/stdin", raw], input_bytes=script.encode())
     found = _IMAP.search(said.stdout)

@@ -153,7 +153,7 @@ def replace_suite(etc: Path, suites: Sequence[str]) -> dict[str, str]:
     :return: file name -> text.
     :raise InputError: if the host has no Debian source.
     """
-    release = _os_release(etc / "os-release")
+    release = os_release(etc / "os-release")
     own = {release.get("VERSION_CODENAME", "")} | _ROLLING
     found: dict[str, str] = {}
     files = [etc / "apt/sources.list", *sorted((etc / "apt/sources.list.d").glob("*"))]
@@ -217,7 +217,8 @@ def _line_for(line: str, own: set[str], suites: Sequence[str]) -> str | None:
     return "\n".join(f"deb {match[1] or ''}{match[2]} {suite} main" for suite in suites)
 
 
-def _os_release(path: Path) -> dict[str, str]:
+def os_release(path: Path) -> dict[str, str]:
+    """Return the fields of an ``os-release`` file (os-release(5)); none where there is no such file."""
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except OSError:

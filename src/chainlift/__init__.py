@@ -12,12 +12,17 @@ from typing import TYPE_CHECKING
 from chainlift._version import __version__
 
 if TYPE_CHECKING:
+    from chainlift.chain import Chain, ChainPolicy, Window, open_chain
     from chainlift.errors import ChainliftError
 
-__all__ = ["ChainliftError", "__version__"]
+__all__ = ["Chain", "ChainPolicy", "ChainliftError", "Window", "__version__", "open_chain"]
 
 _FRONT_DOOR = {
+    "Chain": "chainlift.chain",
+    "ChainPolicy": "chainlift.chain",
     "ChainliftError": "chainlift.errors",
+    "Window": "chainlift.chain",
+    "open_chain": "chainlift.chain",
 }
 
 

@@ -1,1 +1,6 @@
-"""Result files in; figures, flame graphs and one self-contained HTML page out."""
+"""Result files in, figures and one self-contained HTML page out; knows no experiment, only result files."""
+
+from chainlift.report.page import write_report
+from chainlift.report.tables import result_tables
+
+__all__ = ["result_tables", "write_report"]

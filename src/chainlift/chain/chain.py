@@ -1,0 +1,116 @@
+"""A chain of layers, open for reading."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+
+from chainlift.chain.resolve import Resolver
+from chainlift.errors import InputError
+from chainlift.qcow2.layout import Kind
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import TracebackType
+
+    from numpy.typing import NDArray
+
+    from chainlift.chain.layer import Layer
+    from chainlift.chain.window import Window
+
+#: Granularity of a chain that has no clusters at all: a raw file.
+_RAW_GRANULARITY = 65536
+
+
+class Chain:
+    """A chain of layers; made by :func:`~chainlift.chain.opening.open_chain`.
+
+    :param layers: the active layer first, the base last, as qemu-img counts depth.
+    """
+
+    def __init__(self, layers: tuple[Layer, ...]) -> None:
+        self.layers = layers
+        units = [layer.unit_size for layer in layers if layer.unit_size is not None]
+        #: Bytes in a granule of a window: the smallest cluster or subcluster of any layer.
+        self.granularity = min(units, default=_RAW_GRANULARITY)
+        sizes = np.array([layer.virtual_size for layer in layers], dtype=np.int64)
+        #: How much of each layer can be seen from the top, in bytes from its start: no layer is seen past the end of
+        #: a shorter one above it. int64, never increasing.
+        self.visible_sizes: NDArray[np.int64] = np.minimum.accumulate(sizes)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close every file."""
+        for layer in self.layers:
+            layer.file.close()
+            layer.data_file.close()
+
+    @property
+    def length(self) -> int:
+        """Layers over the base, as snapshots are counted."""
+        return len(self.layers) - 1
+
+    @property
+    def virtual_size(self) -> int:
+        """Bytes of the disk that a guest sees."""
+        return self.layers[0].virtual_size
+
+    def resolve(self, start: int = 0, end: int | None = None) -> Iterator[Window]:
+        """Resolve the chain: yield windows that cover the disk (or a part of it) without gaps, in ascending order.
+
+        :param start: guest offset in bytes, rounded down to a granule.
+        :param end: guest offset in bytes, rounded up to a granule; None: the disk's end.
+        :raise ImageError: if a table that is needed is malformed or cut off.
+        """
+        return Resolver(self).windows(start, self.virtual_size if end is None else end)
+
+    def fall_depth(self, offsets: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the layer at which the search ends for offsets that no layer has: the last one that reaches them."""
+        depth = np.searchsorted(-self.visible_sizes, -offsets, side="left") - 1
+        return np.maximum(depth, 0)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Read what a guest would read.
+
+        Meant for tests and small tools: windows are resolved anew for every call.
+
+        :param offset: in bytes.
+        :param length: in bytes.
+        :raise InputError: if the range is not on the disk.
+        :raise ImageError: if a layer is malformed or encrypted.
+        """
+        if offset < 0 or length < 0 or offset + length > self.virtual_size:
+            raise InputError(
+                f"bytes {offset} to {offset + length} are not on a disk of {self.virtual_size}",
+                path=self.layers[0].path,
+            )
+        end = offset + length
+        content = bytearray(length)
+        for window in self.resolve(offset, end):
+            runs = window.runs()
+            columns = (runs.start, runs.length, runs.layer, runs.kind, runs.host_offset, runs.stored_bytes)
+            for start, size, layer, kind, host, stored in zip(*(column.tolist() for column in columns), strict=True):
+                first, last = max(start, offset), min(start + size, end)
+                if first < last and kind in (Kind.DATA, Kind.COMPRESSED):
+                    piece = _read_piece(self.layers[layer], kind, first, last - first, host, first - start, stored)
+                    content[first - offset : last - offset] = piece
+        return bytes(content)
+
+
+def _read_piece(layer: Layer, kind: int, guest: int, length: int, host: int, skip: int, stored: int) -> bytes:
+    if layer.image is None:
+        return layer.file.pread(host + skip, length).ljust(length, b"\0")
+    if kind == Kind.DATA:
+        return layer.image.read_data(host + skip, length)
+    cluster = layer.image.read_compressed(host, stored)
+    within = guest % len(cluster)
+    # Neighbours with the same descriptor, should there be any, have the same content.
+    return (cluster * (2 + length // len(cluster)))[within : within + length]

@@ -1,0 +1,151 @@
+"""Backing file names as QEMU understands them: plain, ``file:`` and ``json:`` that describes local files.
+
+See ``bdrv_get_full_backing_filename()`` and ``parse_json_protocol()`` in QEMU's block.c. A plain relative name is
+relative to the directory of the name by which the overlay was opened (a symbolic link's own directory); ``file:`` and
+``json:`` names are relative to the working directory.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from chainlift.errors import ImageError, PolicyError
+
+#: Drivers of QEMU that are the format of a layer.
+FORMATS = ("qcow2", "raw")
+_FILE_DRIVERS = ("file", "host_device")
+#: Options of a node that do not change what is read through it.
+_HARMLESS = frozenset({
+    "node-name", "read-only", "auto-read-only", "force-share", "cache", "discard", "detect-zeroes", "locking", "aio",
+    "aio-max-batch", "drop-cache", "x-check-cache-dropped", "lazy-refcounts", "pass-discard-request",
+    "pass-discard-snapshot", "pass-discard-other", "discard-no-unref", "overlap-check", "cache-size", "l2-cache-size",
+    "l2-cache-entry-size", "refcount-cache-size", "cache-clean-interval",
+})  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A local file and how it is to be opened."""
+
+    path: str
+    #: The driver that was asked for; None where nothing was said and QEMU would look at the content.
+    format: str | None = None
+    #: Whether the backing file is the one that the image's header names; otherwise it is :attr:`backing`.
+    follows_header: bool = True
+    backing: Reference | None = None
+    data_file: Reference | None = None
+
+
+def parse_name(name: str, *, named_in: str | None = None, file_format: str | None = None) -> Reference:
+    """Understand a file name.
+
+    :param name: as it stands in a header or was given by a person.
+    :param named_in: the image whose header has it, as it was opened; None for a person's.
+    :param file_format: the format that was said beside the name; it wins over a driver inside ``json:``.
+    :raise PolicyError: if it names anything but local files.
+    :raise ImageError: if it is no name at all.
+    """
+    if "\0" in name or not name:
+        raise ImageError(
+            "names a file without a name" if not name else "names a file with a NUL in its name", path=named_in
+        )
+    if name.startswith("json:"):
+        return _node(_parse_json(name, named_in), named_in, file_format)
+    protocol, separator, rest = name.partition(":")
+    if separator and "/" not in protocol:
+        if protocol not in _FILE_DRIVERS:
+            raise PolicyError(f"names {name!r}: the protocol {protocol!r} is no local file", path=named_in)
+        return parse_plain(rest, None, file_format)
+    return parse_plain(name, named_in, file_format)
+
+
+def parse_plain(name: str, named_in: str | None, file_format: str | None) -> Reference:
+    """Understand a name that is a path, relative to the image that names it."""
+    directory = os.path.dirname(named_in) if named_in else ""  # noqa: PTH120 - textually, as QEMU does
+    if not directory or name.startswith("/"):
+        return Reference(name, file_format)
+    return Reference(f"{directory.rstrip('/')}/{name}", file_format)
+
+
+def _parse_json(name: str, named_in: str | None) -> dict[str, Any]:
+    try:
+        # surrogateescape: a name may have bytes that are no UTF-8, and JSON strings keep them.
+        options = json.loads(name.removeprefix("json:"))
+    except (ValueError, RecursionError) as error:
+        raise ImageError(f"has a json: name that is no JSON: {error}", path=named_in) from error
+    if not isinstance(options, dict):
+        raise ImageError("has a json: name that is no JSON object", path=named_in)
+    return _nest(options, named_in)
+
+
+def _nest(options: dict[str, Any], named_in: str | None) -> dict[str, Any]:
+    """Turn ``{"file.filename": x}`` into ``{"file": {"filename": x}}``, all the way down."""
+    nested: dict[str, Any] = {}
+    for key, value in options.items():
+        *parents, last = key.split(".")
+        place = nested
+        for parent in parents:
+            child = place.setdefault(parent, {})
+            if not isinstance(child, dict):
+                raise ImageError(f"has a json: name that says {parent!r} twice", path=named_in)
+            place = child
+        content = _nest(value, named_in) if isinstance(value, dict) else value
+        if isinstance(content, dict) and isinstance(place.get(last), dict):
+            place[last].update(content)
+        elif last in place:
+            raise ImageError(f"has a json: name that says {last!r} twice", path=named_in)
+        else:
+            place[last] = content
+    return nested
+
+
+def _node(options: dict[str, Any], named_in: str | None, file_format: str | None) -> Reference:
+    """Understand the description of a node with a format, or of a file without one."""
+    driver = options.get("driver")
+    if driver in _FILE_DRIVERS or (driver is None and "filename" in options):
+        _check_options(options, {"driver", "filename"}, named_in)
+        reference = parse_name_of_file(options, named_in)
+        return Reference(reference, file_format or ("raw" if driver else None))
+    if driver is not None and driver not in FORMATS:
+        raise PolicyError(f"has a json: name with the driver {driver!r}, which is no local file", path=named_in)
+    allowed = {"driver", "file", "backing", "data-file"} if driver != "raw" else {"driver", "file"}
+    _check_options(options, allowed, named_in)
+    inner = options.get("file")
+    if not isinstance(inner, dict):
+        raise ImageError("has a json: name whose 'file' describes no file", path=named_in)
+    while inner.get("driver") == "raw" and isinstance(inner.get("file"), dict):
+        _check_options(inner, {"driver", "file"}, named_in)
+        inner = inner["file"]
+    if inner.get("driver", "file") not in _FILE_DRIVERS:
+        raise PolicyError(
+            f"has a json: name with the driver {inner['driver']!r}, which is no local file", path=named_in
+        )
+    _check_options(inner, {"driver", "filename"}, named_in)
+    backing, data_file = options.get("backing"), options.get("data-file")
+    for key, value in (("backing", backing), ("data-file", data_file)):
+        if value is not None and not isinstance(value, dict):
+            raise ImageError(f"has a json: name whose {key!r} is a node of a running QEMU", path=named_in)
+    return Reference(
+        path=parse_name_of_file(inner, named_in),
+        format=file_format or driver,
+        follows_header="backing" not in options,
+        backing=None if backing is None else _node(backing, named_in, None),
+        data_file=None if data_file is None else _node(data_file, named_in, None),
+    )
+
+
+def parse_name_of_file(options: dict[str, Any], named_in: str | None) -> str:
+    """Return the path in the description of a file node."""
+    filename = options.get("filename")
+    if not isinstance(filename, str) or not filename or "\0" in filename:
+        raise ImageError("has a json: name whose 'filename' is no file name", path=named_in)
+    return filename if options.get("driver") else parse_name(filename).path
+
+
+def _check_options(options: dict[str, Any], known: set[str], named_in: str | None) -> None:
+    for key in options:
+        if key not in known and key not in _HARMLESS:
+            raise ImageError(f"has a json: name with the option {key!r}, which is not supported", path=named_in)

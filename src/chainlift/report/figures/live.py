@@ -1,0 +1,108 @@
+"""Throughput over time while a running VM's disk is switched from the chain to a lift and back.
+
+A study leaves ``live/NAME.csv`` in its result directory: a header ``time_s,bytes_per_s,event``, one row an interval,
+and in ``event`` a word where something was done (``pivot``, ``restore``), else nothing. A row with an event
+alone has no rate.
+"""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from chainlift.errors import InputError
+from chainlift.report.draw import byte_ticks, tidy
+from chainlift.report.style import ALERT, FULL, GRID, PLAIN, Picture, look, new_figure
+from chainlift.results.statistics import summarise
+from chainlift.units import format_bytes, format_seconds
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from matplotlib.axes import Axes
+
+    from chainlift.report.data import Results
+
+LIVE = "live"
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """One recording: seconds since its start, bytes a second, and what was done when."""
+
+    name: str
+    times_s: tuple[float, ...]
+    rates: tuple[float, ...]
+    events: tuple[tuple[float, str], ...]
+
+
+def read_throughput(path: Path) -> Throughput:
+    """Read a recording; :raise InputError: if it does not hold what it should."""
+    times, rates, events = [], [], []
+    try:
+        with path.open(encoding="utf-8", newline="") as stream:
+            for row in csv.DictReader(stream):
+                time_s = float(row["time_s"])
+                if row.get("bytes_per_s"):
+                    times.append(time_s)
+                    rates.append(float(row["bytes_per_s"]))
+                if row.get("event"):
+                    events.append((time_s, row["event"]))
+    except (KeyError, ValueError, OSError) as error:
+        raise InputError(f"is no recording of throughput: {error}", path=path) from error
+    return Throughput(path.stem, tuple(times), tuple(rates), tuple(events))
+
+
+def draw_live(results: Results) -> Picture | None:
+    """Draw every recording of every run, one below the other."""
+    found = []
+    for run in results.runs:
+        for path in sorted((run.path / LIVE).glob("*.csv")):
+            recording = read_throughput(path)
+            if recording.times_s:
+                found.append((f"{run.label}: " * (len(results.runs) > 1) + recording.name, recording))
+    if not found:
+        return None
+    with look():
+        figure, axes = new_figure(FULL, 2.9 * len(found) + 0.2, len(found), 1)
+        for panel, (title, recording) in zip(axes, found, strict=True):
+            _draw(panel, title, recording)
+    alt = " ".join(_words(title, recording) for title, recording in found)
+    caption = "What is read while the VM runs, by time. Vertical lines: when the chain was switched."
+    return Picture("live", "Throughput while the chain is lifted", caption, alt, figure, wide=True)
+
+
+def _draw(axes: Axes, title: str, recording: Throughput) -> None:
+    from matplotlib.ticker import FuncFormatter
+
+    top = max(recording.rates) or 1
+    axes.fill_between(recording.times_s, recording.rates, color=PLAIN, alpha=0.18, linewidth=0)
+    axes.plot(recording.times_s, recording.rates, color=PLAIN, linewidth=1.6)
+    for time_s, event in recording.events:
+        axes.axvline(time_s, ymax=0.86, color=ALERT, linewidth=1.4)
+        axes.annotate(event, (time_s, top * 1.12), (4, 0), textcoords="offset points", color=ALERT, fontsize=9.5,
+                      fontweight="bold", va="center")  # fmt: skip
+    axes.set_ylim(0, top * 1.25)
+    axes.set_xlim(min(recording.times_s), max(recording.times_s))
+    axes.set_yticks(byte_ticks(top, 4))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{tidy(format_bytes(v))}/s" if v else "0"))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g} s"))
+    axes.grid(visible=True, axis="y", color=GRID)
+    axes.spines["left"].set_visible(False)
+    axes.set_title(title)
+
+
+def _words(title: str, recording: Throughput) -> str:
+    """Say the median rate before and after each event."""
+    edges = [*(t for t, _ in recording.events), float("inf")]
+    names = ["at first", *(f"after {event}" for _, event in recording.events)]
+    parts, start = [], float("-inf")
+    for name, end in zip(names, edges, strict=True):
+        between = [r for t, r in zip(recording.times_s, recording.rates, strict=True) if start <= t < end]
+        summary = summarise(between)
+        if summary is not None:
+            parts.append(f"{name} {format_bytes(summary.median)}/s")
+        start = end
+    last = format_seconds(recording.times_s[-1] - recording.times_s[0])
+    return f"{title}, over {last}: median {', '.join(parts)}."

@@ -1,0 +1,105 @@
+"""Execution time of reading and streaming by length, and random reads, beside the experiment's published values."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from chainlift.report.draw import Line, bar_panel, log_panel
+from chainlift.report.figures.bars import measured_bars, name_series, published_bars
+from chainlift.report.measures import LATENCIES, RANDOM, READ, STREAM
+from chainlift.report.reference import published
+from chainlift.report.style import CYCLE, FULL, HALF, MARKERS, MUTED, Picture, look, new_figure
+from chainlift.units import format_bytes, format_ratio, format_seconds
+
+if TYPE_CHECKING:
+    from chainlift.report.data import Results
+    from chainlift.report.measures import Measure
+
+
+def draw_read(results: Results) -> Picture | None:
+    """Draw the time of the measured ``dd`` in the guest."""
+    return _beside_published(
+        results, READ, published().read_s, "read", "Reading the whole disk from the guest",
+        "The experiment's dd if=/dev/sda of=/dev/null bs=4M, second pass, guest page cache dropped.",
+    )  # fmt: skip
+
+
+def draw_stream(results: Results) -> Picture | None:
+    """Draw the time of block-stream."""
+    return _beside_published(
+        results, STREAM, published().stream_s, "stream", "Streaming all layers into the active one",
+        "block-stream from its start to QEMU's completion event.",
+    )  # fmt: skip
+
+
+def _beside_published(
+    results: Results, measure: Measure, reference: dict[int, float], name: str, title: str, what: str
+) -> Picture | None:
+    shown = results.series_with(measure, results.plain)
+    if not shown:
+        return None
+    bars = measured_bars(results, shown, measure)
+    with look():
+        wide = len(bars) > 6
+        share = [max(len(bars), 3), 2.2]
+        figure, (left, right) = new_figure(FULL if wide else HALF, 3.5, 1, 2, width_ratios=share)
+        bar_panel(left, bars, measure.format)
+        left.set_title("Measured here")
+        left.set_xlabel("layers")
+        bar_panel(right, published_bars(reference), format_seconds)
+        right.set_title("Published", color=MUTED)
+        right.set_xlabel("layers")
+        name_series(results, left, shown)
+    size = {format_bytes(run.chain.virtual_size_bytes) for run in results.runs if run.chain}
+    caption = (
+        f"{what} Bars are medians, dots the single samples. The published values are the experiment's, of another "
+        f"machine ({published().host}) and a disk of {format_bytes(published().disk_bytes)}"
+        + (f"; the disk here has {' and '.join(sorted(size))}" if size else "")
+        + ". Compare the ratios, not the seconds."
+    )
+    return Picture(name, title, caption, _alt(results, measure, reference), figure, wide)
+
+
+def draw_random(results: Results) -> Picture | None:
+    """Draw requests a second and latency percentiles of random reads in the guest."""
+    shown = results.series_with(RANDOM)
+    if not shown:
+        return None
+    bars = measured_bars(results, shown, RANDOM)
+    latencies = [m for m in LATENCIES if results.series_with(m, shown[:1])]
+    with look():
+        figure, axes = new_figure(FULL, 3.6, 1, 2 if latencies else 1)
+        bar_panel(axes[0], bars, RANDOM.format)
+        axes[0].set_title("Requests a second")
+        axes[0].set_xlabel("layers")
+        name_series(results, axes[0], shown)
+        if latencies:
+            lines = [
+                Line(f"{m.variant or m.key[8:-2]}", {n: c.values for n, c in results.cells(shown[0], m).items()},
+                     CYCLE[i], MARKERS[i])
+                for i, m in enumerate(latencies)
+            ]  # fmt: skip
+            log_panel(axes[1], lines, format_seconds, label_room=1.6)
+            label = results.label(shown[0], among=shown)
+            axes[1].set_title("Latency percentiles" + (f", {label}" if label else ""))
+            axes[1].set_xlabel("layers")
+    caption = (
+        "Random direct reads of 16 KiB of the disk, one at a time, by fio in the guest for a fixed time. Bars are "
+        "medians, dots the single samples; on the right, how long a request takes (logarithmic axes)."
+    )
+    return Picture("random", "Random reads in the guest", caption, _alt(results, RANDOM, {}), figure, wide=True)
+
+
+def _alt(results: Results, measure: Measure, reference: dict[int, float]) -> str:
+    """Say in words what the bars show."""
+    parts = []
+    shown = results.series_with(measure)
+    for series in shown:
+        label = results.label(series, among=shown)
+        values = [f"{n:,} layers {measure.format(v)}" for n, v in results.medians(series, measure).items()]
+        parts.append(f"{label}: " * bool(label) + ", ".join(values) + ".")
+    if reference:
+        values = [f"{n:,} layers {format_seconds(v)}" for n, v in reference.items()]
+        ratio = reference[max(reference)] / reference[min(reference)]
+        parts.append(f"Published: {', '.join(values)} ({format_ratio(ratio)}).")
+    return f"{measure.title}. " + " ".join(parts)

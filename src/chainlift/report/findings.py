@@ -1,0 +1,230 @@
+"""What the figures say, in sentences computed from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from math import inf, lgamma, log
+from signal import Signals
+from typing import TYPE_CHECKING
+
+from chainlift.report.measures import (
+    HOST,
+    HOST_MEMORY,
+    MEMORY_BOOT,
+    MEMORY_READ,
+    RANDOM,
+    READ,
+    STREAM,
+    STREAM_MEMORY,
+    Measure,
+)
+from chainlift.results.statistics import Growth, fit_chain_growth
+from chainlift.units import format_bytes, format_ratio
+
+if TYPE_CHECKING:
+    from chainlift.report.data import Results, Series
+    from chainlift.results.model import Sample
+
+#: From here on a test shows the chain's cost in full; under :data:`HIDES` it hides it.
+SHOWS = 3.0
+HIDES = 1.25
+
+
+@dataclass(frozen=True)
+class Effect:
+    """A measure at the shortest and the longest chain of a series."""
+
+    series: Series
+    measure: Measure
+    shortest: int
+    longest: int
+    before: float
+    after: float
+    #: The spreads of the samples at both ends overlap: the difference may be noise.
+    overlaps: bool
+
+    @property
+    def ratio(self) -> float:
+        """How many times worse the long chain is, whichever direction is worse."""
+        worse, better = (self.before, self.after) if self.measure.larger_is_better else (self.after, self.before)
+        return worse / better if better else inf
+
+
+def effect_of(results: Results, series: Series, measure: Measure) -> Effect | None:
+    """Return a measure at both ends of a series, or None where it has fewer than two lengths."""
+    cells = {n: c for n, c in results.cells(series, measure).items() if c.values}
+    if len(cells) < 2:
+        return None
+    shortest, longest = min(cells), max(cells)
+    low, high = cells[shortest].summary, cells[longest].summary
+    overlaps = low.high >= high.low and high.high >= low.low
+    return Effect(series, measure, shortest, longest, low.median, high.median, overlaps)
+
+
+def growth_of(results: Results, series: Series, measure: Measure) -> Growth | None:
+    """Return how what the chain adds to a measure grows with its length."""
+    return fit_chain_growth(results.medians(series, measure))
+
+
+def first_plain(results: Results) -> Series | None:
+    """Return the series that the sentences are about: the first run's first QEMU, unlifted."""
+    return next(iter(results.plain), None)
+
+
+def headline(results: Results) -> str:
+    """Return the one sentence that the page opens with."""
+    series = first_plain(results)
+    if series is None:
+        return "Nothing was measured yet."
+    for measure in (*HOST, RANDOM, READ, STREAM):
+        effect = effect_of(results, series, measure)
+        if effect is None:
+            continue
+        subject = measure.subject[0].upper() + measure.subject[1:]
+        if effect.measure.larger_is_better:
+            how = "is" if effect.ratio < HIDES else "is lower"
+            return (
+                f"{subject} {how} through {layers(effect.longest)}: {measure.format(effect.after)} instead of "
+                f"{measure.format(effect.before)} through {effect.shortest}."
+            )
+        return (
+            f"{subject} through {layers(effect.longest)} takes {times(effect.ratio)} as long as "
+            f"through {effect.shortest}."
+        )
+    for measure in results.measures():
+        for length, median in results.medians(series, measure).items():
+            verb = "is" if measure.unit in ("bytes", "iops") else "takes"
+            subject = measure.subject[0].upper() + measure.subject[1:]
+            return f"{subject} through {layers(length)} {verb} {measure.format(median)}."
+    return "Nothing that was measured ended well."
+
+
+def memory_sentence(results: Results) -> str | None:
+    """Return what the chain costs in memory, from the test that shows it best."""
+    series = first_plain(results)
+    if series is None:
+        return None
+    for measure in (MEMORY_READ, MEMORY_BOOT, STREAM_MEMORY, HOST_MEMORY):
+        effect = effect_of(results, series, measure)
+        if effect and effect.after > effect.before:
+            more = effect.after - effect.before
+            each = more / (effect.longest - effect.shortest)
+            return f"QEMU holds {format_bytes(more)} more, {format_bytes(each)} for each layer."
+    return None
+
+
+def lift_sentences(results: Results) -> list[str]:
+    """Return what each lift made of the longest chain it was measured on, for the measure that shows it best."""
+    sentences = []
+    plain = first_plain(results)
+    if plain is None:
+        return []
+    for series in results.series:
+        if series.is_plain or (series.run, series.qemu) != (plain.run, plain.qemu):
+            continue
+        for measure in (*HOST, RANDOM, READ, STREAM):
+            lifted, chain = results.medians(series, measure), results.medians(plain, measure)
+            common = [n for n in lifted if n in chain]
+            if not common or len(chain) < 2 or max(common) == min(chain):
+                continue
+            length, base = max(common), chain[min(chain)]
+            before, after = chain[length] / base, lifted[length] / base
+            if measure.larger_is_better:
+                before, after = 1 / before, 1 / after
+            article = "an" if series.lift[:1] in "aeiou" else "a"
+            sentences.append(
+                f"Behind {article} {series.lift}, {measure.subject} of the same {layers(length)} takes "
+                f"{format_ratio(after).removesuffix('x')} times what it takes through {min(chain)}, "
+                f"instead of {format_ratio(before).removesuffix('x')} times."
+            )
+            break
+    return sentences
+
+
+def best_growth(results: Results) -> tuple[Measure, Growth] | None:
+    """Return how the cost of a 4 KiB read grows: of its queue depths, the one of which the samples say most."""
+    series = first_plain(results)
+    if series is None:
+        return None
+    fitted = [(m, g) for m in HOST if (g := growth_of(results, series, m)) is not None]
+    small = [f for f in fitted if f[0].variant.startswith("4k")] or fitted
+    return min(small, key=lambda f: (-len(f[1].lengths), f[1].exponent_high - f[1].exponent)) if small else None
+
+
+def growth_sentence(results: Results) -> str | None:
+    """Return the answer to the experiment's question of how the cost grows, linear or factorial."""
+    series, found = first_plain(results), best_growth(results)
+    if series is None or found is None:
+        return None
+    measure, growth = found
+    first, last = growth.lengths[0], growth.lengths[-1]
+    text = f"What the chain adds to {measure.subject} grows as length^{growth.exponent:.1f}"
+    if len(growth.lengths) > 2:
+        half = (growth.exponent_high - growth.exponent_low) / 2
+        text += f" ± {half:.1f} (95 %, {len(growth.lengths)} lengths from {first:,} to {last:,}). "
+    else:
+        text += f" between {first:,} and {last:,} layers (two points, so without an uncertainty). "
+    medians = results.medians(series, measure)
+    floor = medians[min(medians)]
+    before = growth.lengths[-2]
+    grown = (medians[last] - floor) / (medians[before] - floor)
+    factorial = (lgamma(last + 1) - lgamma(before + 1)) / log(10)
+    return text + (
+        f"From {before:,} to {last:,} layers it grows {fold(grown)}, where a linear cost would grow "
+        f"{fold(last / before)} and a factorial one 10^{factorial:,.0f}-fold."
+    )
+
+
+def steps(results: Results, series: Series, measure: Measure) -> list[tuple[int, int, float]]:
+    """Return the exponent between each two neighbouring lengths: (shorter, longer, exponent of the added cost)."""
+    medians = results.medians(series, measure)
+    if not medians:
+        return []
+    floor = medians[min(medians)]
+    over = [(n, v - floor) for n, v in medians.items() if v > floor and n > 0]
+    return [(n, m, log(w / v) / log(m / n)) for (n, v), (m, w) in pairwise(over)]
+
+
+def describe_failure(sample: Sample) -> str:
+    """Name an outcome: ``crashed, signal 11 (SIGSEGV)``; ``""`` where all went well."""
+    if sample.outcome == "ok":
+        return ""
+    if sample.signal is None:
+        return sample.outcome
+    try:
+        return f"{sample.outcome}, signal {sample.signal} ({Signals(sample.signal).name})"
+    except ValueError:
+        return f"{sample.outcome}, signal {sample.signal}"
+
+
+def failure_sentences(results: Results) -> list[str]:
+    """Return one sentence for each kind of failure: ``QEMU 11.1 crashed, signal 11 (SIGSEGV), at length 1,000``."""
+    lengths: dict[tuple[str, str, str], set[int]] = {}
+    for series, sample in results.failures():
+        test = f"{sample.test} {sample.variant}".strip()
+        lengths.setdefault((results.qemu_name(series), describe_failure(sample), test), set()).add(sample.length)
+    return [
+        f"{qemu} {what}, at length {', '.join(f'{n:,}' for n in sorted(found))} ({test})."
+        for (qemu, what, test), found in lengths.items()
+    ]
+
+
+def layers(count: int) -> str:
+    """Write a chain length."""
+    return f"{count:,} layer" + ("" if count == 1 else "s")
+
+
+def times(ratio: float) -> str:
+    """Write a ratio for a sentence: ``43 times``, ``1.25 times``."""
+    return f"{format_ratio(ratio).removesuffix('x')} times"
+
+
+def fold(ratio: float) -> str:
+    """Write a growth for a sentence: ``12-fold``, ``3-fold``, ``1.5-fold``."""
+    return f"{ratio:.0f}-fold" if ratio >= 9.5 or abs(ratio - round(ratio)) < 0.05 else f"{ratio:.1f}-fold"
+
+
+def percent(share: float, digits: int = 0) -> str:
+    """Write a share: ``54 %``."""
+    return f"{share * 100:.{digits}f} %"

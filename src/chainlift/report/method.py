@@ -1,0 +1,150 @@
+"""How it was measured, in plain words, and the environment as a table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from chainlift.results.statistics import summarise
+from chainlift.units import format_bytes, format_seconds
+
+if TYPE_CHECKING:
+    from chainlift.report.data import Results, Run
+
+_TESTS = {
+    "read": (
+        "Reading from the guest: dd if=/dev/sda of=/dev/null bs=4M once to fill QEMU's tables, then the guest's page "
+        "cache is dropped and the same command is timed."
+    ),
+    "random": "Random reads: fio in the guest reads 16 KiB at random places of /dev/sda, past the guest's cache.",
+    "host": (
+        "Host reads: the same QEMU release's block layer reads the same images without a guest, in the sizes and queue "
+        "depths named; time a request is the whole run's time over its requests."
+    ),
+    "stream": "Streaming: block-stream of all layers into the active one, from the command to QEMU's completion event.",
+    "memory": (
+        "Memory: the kernel's own figure of the most that QEMU ever held (peak resident set), taken when the process "
+        "has ended, for a guest that boots and halts, and for one that reads the whole disk in between."
+    ),
+    "profile": "Profiles: perf samples QEMU in a run of its own, never in a run that is timed.",
+    "limits": "Limits: the longest chain that opens, and the longest that reads, found by bisection.",
+    "live": "Live: a client reads all the while the running VM is switched from the chain to the lift and back.",
+}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A table of names and values."""
+
+    title: str
+    rows: tuple[tuple[str, str], ...]
+
+
+def how_it_was_measured(results: Results) -> list[str]:
+    """Return one sentence or two for each thing that a reader has to know of the method."""
+    done = {s.test for run in results.runs for s in run.samples}
+    text = [sentence for test, sentence in _TESTS.items() if test in done]
+    for run in results.runs:
+        where = f"{run.label}: " if len(results.runs) > 1 else ""
+        if run.chain is not None:
+            text.append(where + _built(run))
+    if done:
+        text.append(
+            "Length n means n layers over the base. A length is selected by putting a throw-away layer on snapshot n, "
+            "so that nothing in the chain changes while it is measured."
+        )
+        text.append(
+            "Repeats go round all lengths in turn, so that a slow minute of the machine hits every length alike. What "
+            "is shown is the median; the dots are the single samples, the line through them their range."
+        )
+        text.append("A ratio is to the shortest chain of the same run. Nothing on this page is typed in by hand.")
+    return text
+
+
+def _built(run: Run) -> str:
+    chain = run.chain
+    assert chain is not None
+    how = {
+        "live": "was built under a running guest that wrote with fio while snapshots were taken",
+        "offline": "was laid down layer by layer without a guest, with the same distribution of writes",
+        "given": "was given",
+    }[chain.built]
+    text = (
+        f"The chain: {chain.length:,} layers over a disk of {format_bytes(chain.virtual_size_bytes)} with clusters of "
+        f"{format_bytes(chain.cluster_size_bytes)}; it {how}"
+    )
+    if chain.interval_s:
+        text += f", one every {format_seconds(chain.interval_s)}"
+        if chain.pace != 1:
+            text += f" sped up {chain.pace:g} times (interval and write rate alike, so that a snapshot holds as much)"
+    return text + (f"; that took {format_seconds(chain.build_s)}." if chain.build_s else ".")
+
+
+def chain_facts(results: Results) -> list[Facts]:
+    """Return the chain of each run in figures."""
+    tables = []
+    for run in results.runs:
+        chain = run.chain
+        if chain is None:
+            continue
+        rows = [("Layers over the base", f"{chain.length:,}"), ("Disk", format_bytes(chain.virtual_size_bytes))]
+        sizes = summarise(chain.layer_bytes[1:])
+        if sizes is not None:
+            mean = sum(chain.layer_bytes[1:]) / sizes.count
+            rows += [
+                ("A snapshot, mean", f"{format_bytes(mean)}; the experiment's: 4.9 MB"),
+                ("A snapshot, median", format_bytes(sizes.median)),
+                ("Smallest and largest", f"{format_bytes(sizes.low)} and {format_bytes(sizes.high)}"),
+                ("All snapshots", format_bytes(sum(chain.layer_bytes[1:]))),
+            ]
+        rows.append(("Base", format_bytes(chain.layer_bytes[0])) if chain.layer_bytes else ("Base", "none"))
+        if chain.layer_clusters[1:]:
+            clusters = summarise(chain.layer_clusters[1:])
+            assert clusters is not None
+            rows.append(("Clusters a snapshot, median", f"{clusters.median:,.0f}"))
+        rows.append(("Cluster size", format_bytes(chain.cluster_size_bytes)))
+        rows.append(("Built", chain.built + (f", in {format_seconds(chain.build_s)}" if chain.build_s else "")))
+        tables.append(Facts("The chain" if len(results.runs) == 1 else f"The chain of {run.label}", tuple(rows)))
+    return tables
+
+
+def environment_facts(results: Results) -> list[Facts]:
+    """Return the environment of each run."""
+    tables = []
+    for run in results.runs:
+        env = run.environment
+        if env is None:
+            continue
+        rows = [
+            ("Processor", f"{env.cpu}, {env.cpus} CPUs"),
+            ("Memory", format_bytes(env.memory_bytes)),
+            ("System", f"{env.operating_system}, Linux {env.host_kernel}"),
+        ]
+        for qemu in env.qemus:
+            symbols = {True: ", with symbols", False: ", without symbols", None: ""}[qemu.has_symbols]
+            reason = f" ({qemu.accelerator_reason})" if qemu.accelerator_reason else ""
+            rows.append(
+                (
+                    "QEMU" if len(env.qemus) == 1 else f"QEMU, {qemu.label}",
+                    f"{qemu.version}{symbols}; {qemu.binary}; {qemu.accelerator.upper()}{reason}"
+                    + (f"; machine {qemu.machine}" if qemu.machine else ""),
+                )
+            )
+        if env.guest is not None:
+            guest = env.guest
+            what = " ".join(p for p in (guest.kind, guest.description, guest.kernel) if p)
+            rows.append(("Guest", f"{what}; {guest.vcpus} vCPUs, {format_bytes(guest.memory_bytes)}"))
+        rows.append(("Cache mode", env.cache_mode + (f", aio {env.aio}" if env.aio else "")))
+        rows.append(("L2 cache size", env.l2_cache_size))
+        places = dict.fromkeys(
+            f"{f.file_system} on {f.device}{' (' + f.mount_options + ')' if f.mount_options else ''}"
+            + {True: ", rotating", False: ", not rotating", None: ""}[f.rotational]
+            for f in env.files
+        )
+        if places:
+            rows.append(("Files on", "; ".join(places)))
+        rows += [("Cannot show", limit) for limit in env.limits]
+        rows.append(("Started", env.started_at.strftime("%Y-%m-%d %H:%M %Z").strip()))
+        rows.append(("chainlift", env.chainlift))
+        tables.append(Facts("Environment" if len(results.runs) == 1 else f"Environment of {run.label}", tuple(rows)))
+    return tables

@@ -1,0 +1,256 @@
+"""The sections of the page: which figures, sentences and tables stand together, and in which order."""
+
+from __future__ import annotations
+
+import base64
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from chainlift.report.explain import explanation, verdicts
+from chainlift.report.findings import (
+    effect_of,
+    first_plain,
+    growth_sentence,
+    lift_sentences,
+    memory_sentence,
+    percent,
+    steps,
+)
+from chainlift.report.measures import HOST
+from chainlift.report.method import chain_facts, environment_facts, how_it_was_measured
+from chainlift.report.reference import published
+from chainlift.report.tables import (
+    Column,
+    Entry,
+    Table,
+    failure_table,
+    growth_table,
+    limits_table,
+    measure_table,
+    tables_of,
+)
+from chainlift.results.store import PROFILES
+from chainlift.units import format_ratio
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from chainlift.report.data import Results
+    from chainlift.report.method import Facts
+    from chainlift.report.style import Picture
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One flame graph, to be shown in a frame of its own where its script can reach nothing else."""
+
+    anchor: str
+    title: str
+    #: Where it lies in the result directory.
+    file: str
+    #: The SVG as a ``data:`` address.
+    source: str
+    height: int
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Something long that is opened with a click."""
+
+    title: str
+    text: str = ""
+    tables: tuple[Table, ...] = ()
+
+
+@dataclass(frozen=True)
+class Section:
+    """One section of the page."""
+
+    name: str
+    title: str
+    paragraphs: tuple[str, ...] = ()
+    items: tuple[str, ...] = ()
+    pictures: tuple[Picture, ...] = ()
+    tables: tuple[Table, ...] = ()
+    facts: tuple[Facts, ...] = ()
+    #: Tables that stand beside the figures.
+    beside: tuple[Facts, ...] = ()
+    profiles: tuple[Profile, ...] = ()
+    folds: tuple[Fold, ...] = field(default=())
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing stands in it."""
+        return not (
+            self.paragraphs
+            or self.items
+            or self.pictures
+            or self.tables
+            or self.facts
+            or self.beside
+            or self.profiles
+            or self.folds
+        )
+
+
+def sections_of(results: Results, pictures: list[Picture]) -> list[Section]:
+    """Return the sections that have something in them."""
+    drawn = {picture.name: picture for picture in pictures}
+    growth = growth_sentence(results)
+    memory = memory_sentence(results)
+    everything = [
+        Section("lift", "Before and after a lift", _lift_paragraphs(results, drawn), pictures=_of(drawn, "lift")),
+        Section(
+            "host",
+            "Reads without a guest",
+            tuple(s for s in (growth, _step_sentence(results)) if s),
+            pictures=_of(drawn, "host-reads"),
+            tables=tuple(t for t in (growth_table(results),) if t.rows),
+        ),
+        Section("guest", "The experiment's own tests", pictures=_of(drawn, "read", "stream", "random")),
+        Section("why", "Which test shows it, and why", tuple(explanation(results)), tables=_verdict_tables(results)),
+        Section(
+            "memory",
+            "Memory",
+            (memory,) if memory else (),
+            pictures=tuple(p for p in pictures if p.name.startswith("memory-")),
+        ),
+        Section(
+            "profiles",
+            "Where the time goes",
+            tables=tuple(t for t in (share_table(results),) if t.rows),
+            profiles=tuple(profiles_of(results)),
+        ),
+        Section(
+            "limits",
+            "Limits and crashes",
+            tables=tuple(t for t in (limits_table(results), failure_table(results)) if t.rows),
+        ),
+        Section("live", "Throughput while the chain is lifted", pictures=_of(drawn, "live")),
+        Section(
+            "chain", "The chain that was measured", pictures=_of(drawn, "chain"), beside=tuple(chain_facts(results))
+        ),
+        Section("method", "How it was measured", items=tuple(how_it_was_measured(results))),
+        Section("environment", "Environment", facts=tuple(environment_facts(results))),
+        Section(
+            "numbers",
+            "All figures as numbers",
+            folds=(
+                Fold("Tables of every test", tables=tuple(measure_table(results, m) for m in results.measures())),
+                *(Fold(f"The plan as it ran: {run.label}", text=run.plan_text) for run in results.runs),
+            )
+            if tables_of(results)
+            else (),
+        ),
+    ]
+    return [section for section in everything if not section.is_empty]
+
+
+def _of(drawn: dict[str, Picture], *names: str) -> tuple[Picture, ...]:
+    return tuple(drawn[name] for name in names if name in drawn)
+
+
+def _lift_paragraphs(results: Results, drawn: dict[str, Picture]) -> tuple[str, ...]:
+    if "lift" not in drawn:
+        return ()
+    what = {
+        "index": "An index is one merged table that points into the untouched layers: nothing is copied, and QEMU "
+        "looks a cluster up once instead of once a layer.",
+        "squash": "A squash makes one layer of everything between the base and the active layer.",
+    }
+    lifts = dict.fromkeys(s.lift for s in results.series if s.lift in what)
+    text = " ".join([what[lift] for lift in lifts] + ["No snapshot is lost, and a restore takes a lift off again."])
+    return (text, *lift_sentences(results))
+
+
+def _step_sentence(results: Results) -> str | None:
+    """Say how the exponent itself grows, where the cost is no single power."""
+    series = first_plain(results)
+    if series is None:
+        return None
+    for measure in HOST:
+        found = steps(results, series, measure)
+        if len(found) >= 2:
+            parts = [f"length^{exponent:.1f} from {n:,} to {m:,} layers" for n, m, exponent in found]
+            return f"Step by step, what is added to {measure.subject} grows as {', '.join(parts)}."
+    return None
+
+
+def _verdict_tables(results: Results) -> tuple[Table, ...]:
+    rows = []
+    for verdict in verdicts(results):
+        effect = verdict.effect
+        name = f"Host, {effect.measure.title}" if effect.measure.test == "host" else effect.measure.title
+        rows.append(
+            (
+                Entry(name, name),
+                Entry(effect.before, f"{effect.measure.format(effect.before)} at {effect.shortest:,}"),
+                Entry(effect.after, f"{effect.measure.format(effect.after)} at {effect.longest:,}"),
+                Entry(effect.ratio, format_ratio(effect.ratio)),
+                Entry(verdict.shows, verdict.shows),
+            )
+        )
+    columns = (
+        Column("test", "Test", numeric=False),
+        Column("shortest", "Shortest chain"),
+        Column("longest", "Longest chain"),
+        Column("ratio", "Times worse"),
+        Column("shows", "Shows the chain's cost", numeric=False),
+    )
+    table = Table("What each test shows of the chain", columns, tuple(rows))
+    return (table,) if len(rows) > 1 else ()
+
+
+def share_table(results: Results) -> Table:
+    """Return the share of samples in ``bdrv_is_inserted`` beside the published shares."""
+    rows = []
+    found = results.samples("profile")
+    shown = list(dict.fromkeys(s for s, _ in found))
+    for series, sample in sorted(found, key=lambda item: (item[1].variant, shown.index(item[0]), item[1].length)):
+        share, unknown = sample.metrics.get("share_is_inserted"), sample.metrics.get("unknown_share")
+        theirs = published().inserted_share.get(sample.variant, {}).get(sample.length)
+        label = results.label(series) or results.qemu_name(series)
+        rows.append(
+            (
+                Entry(sample.variant, sample.variant),
+                Entry(label, label),
+                Entry(sample.length, f"{sample.length:,}"),
+                Entry(share, "" if share is None else percent(share, 2)),
+                Entry(theirs, "" if theirs is None else percent(theirs, 2)),
+                Entry(unknown, "" if unknown is None else percent(unknown, 1)),
+                Entry(sample.metrics.get("samples"), f"{sample.metrics.get('samples', 0):,.0f}"),
+            )
+        )
+    columns = (
+        Column("workload", "Workload", numeric=False),
+        Column("series", "Of", numeric=False),
+        Column("length", "Length"),
+        Column("share_is_inserted", "In bdrv_is_inserted"),
+        Column("published_share", "Published"),
+        Column("unknown_share", "Without a name"),
+        Column("samples", "Samples"),
+    )
+    return Table("Share of samples in bdrv_is_inserted", columns, tuple(rows))
+
+
+def profiles_of(results: Results) -> list[Profile]:
+    """Return every flame graph of every run."""
+    found: list[Profile] = []
+    for run in results.runs:
+        for path in sorted((run.path / PROFILES).glob("*.svg")):
+            title = path.stem if len(results.runs) == 1 else f"{run.label}: {path.stem}"
+            found.append(_profile(path, title, f"profile-{len(found)}"))
+    return found
+
+
+def _profile(path: Path, title: str, anchor: str) -> Profile:
+    content = path.read_bytes()
+    head = content[:4096].decode("utf-8", "replace")
+    height = re.search(r'<svg[^>]*\sheight="(\d+)', head) or re.search(r'viewBox="\S+ \S+ \S+ (\d+)', head)
+    pixels = min(max(int(height[1]), 200), 2000) + 8 if height else 600
+    source = "data:image/svg+xml;base64," + base64.b64encode(content).decode("ascii")
+    return Profile(anchor, title, f"{PROFILES}/{path.name}", source, pixels)
+
+
+__all__ = ["Fold", "Profile", "Section", "effect_of", "sections_of"]

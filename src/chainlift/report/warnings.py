@@ -1,0 +1,108 @@
+"""What a reader must know before quoting a figure, in plain words: noise, few repeats, what the machine cannot show."""
+
+from __future__ import annotations
+
+import tomllib
+from typing import TYPE_CHECKING
+
+from chainlift.report.findings import describe_failure, percent
+
+if TYPE_CHECKING:
+    from chainlift.report.data import Results, Run
+
+#: A spread from here on, as a share of the median, is worth a word.
+NOISY = 0.10
+FEW = 3
+
+
+def warnings(results: Results) -> list[str]:
+    """Return the warnings, the gravest first."""
+    found = [*_missing(results), *_noise(results), *_limits(results)]
+    return [text[:1].upper() + text[1:] for text in found]
+
+
+def _missing(results: Results) -> list[str]:
+    found = []
+    for run in results.runs:
+        where = f"{run.label}: " if len(results.runs) > 1 else ""
+        if run.environment is None:
+            found.append(f"{where}the study stopped before it recorded its environment.")
+        missing = [test for test in planned_tests(run) if not any(s.test == test for s in run.samples)]
+        if missing:
+            found.append(
+                f"{where}planned and not in these results: {', '.join(missing)}. The study was stopped, or is still "
+                "running; run it again with the same --out and it goes on where it was."
+            )
+    failed = [sample for _, sample in results.failures() if sample.outcome != "crashed"]
+    if failed:
+        kinds = sorted({f"{s.test} {s.variant}".strip() + f" ({describe_failure(s)})" for s in failed})
+        found.append(f"Some samples are no measurement: {', '.join(kinds)}.")
+    return found
+
+
+def _noise(results: Results) -> list[str]:
+    found = []
+    spreads = []
+    few = 0
+    for measure in results.measures():
+        for series in results.series:
+            for length, cell in results.cells(series, measure).items():
+                if not cell.values:
+                    continue
+                few += len(cell.values) < FEW
+                if len(cell.values) > 1:
+                    spreads.append((cell.summary.spread, f"{measure.title} at length {length:,}"))
+    noisy = [s for s in spreads if s[0] > NOISY]
+    if noisy:
+        widest, where = max(noisy)
+        found.append(
+            f"In {len(noisy)} of {len(spreads)} cells the samples spread by more than {percent(NOISY)} of their "
+            f"median; the widest is {where} with {percent(widest)}. Quote ratios, and look at the dots."
+        )
+    if few:
+        cells = "1 cell has" if few == 1 else f"{few} cells have"
+        found.append(f"{cells} fewer than {FEW} samples; their spread says little. More repeats would tell.")
+    for run in results.runs:
+        loads = [s.load_1m for s in run.samples if s.load_1m is not None]
+        cpus = run.environment.cpus if run.environment else 1
+        if loads and max(loads) > cpus:
+            busy = sum(load > cpus for load in loads)
+            where = f"{run.label}: " if len(results.runs) > 1 else ""
+            found.append(
+                f"{where}the machine was busy: in {busy} of {len(loads)} samples the load average was over its "
+                f"{cpus} CPUs (up to {max(loads):.1f}). Times are too long by what others took; CPU times suffer less."
+            )
+    return found
+
+
+def _limits(results: Results) -> list[str]:
+    found = []
+    for run in results.runs:
+        if run.environment is None:
+            continue
+        where = f"{run.label}: " if len(results.runs) > 1 else ""
+        found += [where + limit + ("" if limit.endswith(".") else ".")
+                  for limit in run.environment.limits if limit]  # fmt: skip
+        emulated = [q for q in run.environment.qemus if q.accelerator == "tcg"]
+        if emulated and not any("KVM" in limit for limit in run.environment.limits):
+            why = emulated[0].accelerator_reason
+            found.append(
+                f"{where}the guest was emulated (TCG), not run under KVM{': ' + why if why else ''}. Its own reads are "
+                "bound by the emulated CPU."
+            )
+        places = {(file.file_system, file.device) for file in run.environment.files}
+        if len(places) > 1:
+            named = ", ".join(f"{fs} on {device}" for fs, device in sorted(places))
+            found.append(
+                f"{where}the files lie on different file systems ({named}); the storage takes part in the figures."
+            )
+    return list(dict.fromkeys(found))
+
+
+def planned_tests(run: Run) -> list[str]:
+    """Return the tests that the run's plan names; none where the plan cannot be read."""
+    try:
+        tests = tomllib.loads(run.plan_text).get("tests", [])
+    except tomllib.TOMLDecodeError:
+        return []
+    return [t for t in tests if isinstance(t, str)] if isinstance(tests, list) else []

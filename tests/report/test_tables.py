@@ -1,0 +1,49 @@
+import json
+
+from chainlift.report import result_tables
+
+from .conftest import host_read
+
+
+def test_a_table_has_medians_spread_and_ratios_by_length(make):
+    path = make(*[host_read(n, w * n, repeat=i) for n in (1, 30) for i, w in enumerate((1.0, 1.2, 1.1))])
+    table = result_tables([path])[0]
+    assert table.title == "Host read: 4 KiB strided, depth 1, time a request"
+    assert [[e.text for e in row][:5] for row in table.rows] == [
+        ["1", "1.1 ms", "1.0 ms", "1.2 ms", "1.00x"],
+        ["30", "33.0 ms", "30.0 ms", "36.0 ms", "30x"],
+    ]
+    assert table.as_data()["rows"][1]["request_s"] == 0.033
+
+
+def test_a_crash_stands_where_its_figure_would(make):
+    path = make(host_read(1, 1.0), host_read(1000, 0, outcome="crashed", signal=11, metrics={}))
+    tables = {t.title: t for t in result_tables([path])}
+    assert tables["Host read: 4 KiB strided, depth 1, time a request"].rows[1][1].text == "crashed, signal 11 (SIGSEGV)"
+    assert tables["Crashes and failures"].rows[0][2].value == 1000
+
+
+def test_series_are_named_only_where_there_are_several(make):
+    alone = result_tables([make(host_read(1, 1.0), name="alone")])[0]
+    both = result_tables([make(host_read(1, 1.0), host_read(1, 1.0, lift="index"), name="both")])[0]
+    assert alone.columns[0].title == "Length"
+    assert [row[0].text for row in both.rows] == ["plain chain", "index"]
+
+
+def test_the_ratio_of_a_lift_is_to_the_shortest_plain_chain(make):
+    path = make(host_read(1, 1.0), host_read(300, 40.0), host_read(300, 1.5, lift="index"))
+    assert [row[5].text for row in result_tables([path])[0].rows] == ["1.00x", "40x", "1.50x"]
+
+
+def test_every_table_of_recorded_results_is_json(recorded):
+    tables = result_tables([recorded])
+    assert len(tables) > 5
+    for table in tables:
+        assert all(len(row) == len(table.columns) for row in table.rows)
+        keys = [c.key for c in table.columns]
+        assert len(keys) == len(set(keys)), table.title
+        json.dumps(table.as_data(), allow_nan=False)
+
+
+def test_without_samples_there_is_no_table(make):
+    assert result_tables([make()]) == []

@@ -1,0 +1,156 @@
+"""How long a chain QEMU opens and reads before it dies, found by bisection.
+
+A read that falls through the chain recurses once a layer on the stack of one coroutine (1 MiB, ``util/coroutine-*``);
+where that stack ends, QEMU gets SIGSEGV. Opening recurses on the main thread's stack, which is larger.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from chainlift.errors import ChainliftError, QemuCrashed
+from chainlift.host.perf import read_samples
+from chainlift.host.process import describe_end, run_tool
+from chainlift.qemu.bench import reading
+from chainlift.qemu.profile import name_samples
+from chainlift.results.recursion import fold_recursion
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from chainlift.qemu.binary import Qemu
+
+#: Places of the disk that are read: at one of them at least a read falls through every layer.
+_PLACES = 16
+#: Reads times layers at a length: enough on a short chain that its file descriptors can be counted meanwhile.
+_READS_TIMES_LAYERS = 100_000
+#: Frames of the crashed stack that are told.
+_FRAMES = 4
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What happened at one length.
+
+    :ivar open_s: seconds until the chain was open; None if it never was.
+    :ivar file_descriptors: open ones then.
+    :ivar signal: what ended QEMU, None if nothing did.
+    """
+
+    length: int
+    open_s: float | None = None
+    file_descriptors: int | None = None
+    signal: int | None = None
+
+    @property
+    def opens(self) -> bool:
+        """Whether the chain was opened."""
+        return self.open_s is not None
+
+    @property
+    def reads(self) -> bool:
+        """Whether every read was answered."""
+        return self.opens and self.signal is None
+
+
+@dataclass(frozen=True)
+class Limit:
+    """The longest chain for which something works.
+
+    :ivar longest: the longest that worked, and how it went; None if not even one layer did.
+    :ivar shortest_failure: one layer more; None where the longest is as long as was tried.
+    :ivar place: where QEMU died then, innermost function first; None where that could not be seen.
+    """
+
+    longest: Attempt | None
+    shortest_failure: Attempt | None = None
+    place: str | None = None
+
+
+def bisect(attempt: Callable[[int], Attempt], works: Callable[[Attempt], bool], most: int) -> Limit:
+    """Find the longest chain that works; what works at a length is taken to work at every shorter one.
+
+    :param attempt: tries a length; asked for each at most once.
+    :param most: the longest that is tried.
+    """
+    good, bad = None, attempt(most)
+    if works(bad):
+        return Limit(bad)
+    low, high = 0, most
+    while high - low > 1:
+        middle = (low + high) // 2
+        found = attempt(middle)
+        if works(found):
+            low, good = middle, found
+        else:
+            high, bad = middle, found
+    return Limit(good, bad)
+
+
+def attempt_length(qemu: Qemu, image: Path, length: int, virtual_size: int) -> Attempt:
+    """Open a chain and read a little of it all over the disk.
+
+    :param virtual_size: bytes, of the disk.
+    :raise QemuError: if it fails in another way than by a crash.
+    """
+    began = time.monotonic()
+    try:
+        requests = max(_PLACES, _READS_TIMES_LAYERS // length)
+        with reading(qemu, image, (4096, _step(virtual_size)), requests=requests) as (process, go, wait):
+            open_s = time.monotonic() - began
+            descriptors = len(os.listdir(f"/proc/{process.pid}/fd"))  # noqa: PTH208 - names alone
+            go()
+            wait(600)
+            if process.running:
+                return Attempt(length, open_s, descriptors, signal.SIGALRM)
+            return Attempt(length, open_s, descriptors, process.wait().signal)
+    except QemuCrashed as error:
+        return Attempt(length, signal=error.signal)
+
+
+def crash_place(qemu: Qemu, image: Path, virtual_size: int) -> str | None:
+    """Let QEMU crash once more under perf and say where: the frames at the moment the signal was sent, folded.
+
+    :return: the innermost function first, ``bdrv_is_inserted x412 < bdrv_co_preadv_part``; None where perf may not
+        see signals (that takes root).
+    """
+    argv = qemu.command(
+        *("img", "bench", "-f", "qcow2", "-d", "1", "-c", str(_PLACES), "-s", "4096"),
+        *("-S", str(_step(virtual_size)), str(image)),
+    )
+    with tempfile.TemporaryDirectory(prefix="chainlift-") as folder:
+        data = Path(folder) / "perf.data"
+        event = ["-e", "signal:signal_generate", "--filter", "sig==11 || sig==6 || sig==7", "-c", "1"]
+        record = ["perf", "record", *event, "--call-graph", "dwarf,65528", "-o", str(data), "--"]
+        try:
+            run_tool([*record, *argv], check=False, environment=qemu.environment)
+            stacks = name_samples(read_samples(data)).stacks
+        except ChainliftError:
+            return None
+    for stack in fold_recursion(stacks).counts:
+        frames = [
+            frame for frame in stack if not frame.label.endswith("_[k]") and not frame.label.startswith("[deeper")
+        ]
+        told = [f"{frame.label.removeprefix(chr(0x21BB)).strip()} x{frame.turns}" if frame.turns else frame.label
+                for frame in reversed(frames[-_FRAMES:])]  # fmt: skip
+        return " < ".join(told) or None
+    return None
+
+
+def describe_limit(limit: Limit, what: str) -> str:
+    """Say in one line what stopped at which length."""
+    failure = limit.shortest_failure
+    if failure is None:
+        return f"{what} works at every length that was tried"
+    end = "took too long" if failure.signal == signal.SIGALRM else f"ended by {describe_end(-(failure.signal or 0))}"
+    return f"QEMU {end} at {failure.length:,} layers" + (f" in {limit.place}" if limit.place else "")
+
+
+def _step(virtual_size: int) -> int:
+    return max(4096, virtual_size // _PLACES // 4096 * 4096)

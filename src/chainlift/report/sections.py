@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from chainlift.report.explain import explanation, verdicts
 from chainlift.report.findings import (
-    effect_of,
     first_plain,
     growth_sentence,
     lift_sentences,
@@ -45,7 +44,6 @@ if TYPE_CHECKING:
 class Profile:
     """One flame graph, to be shown in a frame of its own where its script can reach nothing else."""
 
-    anchor: str
     title: str
     #: Where it lies in the result directory.
     file: str
@@ -240,17 +238,14 @@ def profiles_of(results: Results) -> list[Profile]:
     for run in results.runs:
         for path in sorted((run.path / PROFILES).glob("*.svg")):
             title = path.stem if len(results.runs) == 1 else f"{run.label}: {path.stem}"
-            found.append(_profile(path, title, f"profile-{len(found)}"))
+            found.append(_profile(path, title))
     return found
 
 
-def _profile(path: Path, title: str, anchor: str) -> Profile:
+def _profile(path: Path, title: str) -> Profile:
     content = path.read_bytes()
     head = content[:4096].decode("utf-8", "replace")
     height = re.search(r'<svg[^>]*\sheight="(\d+)', head) or re.search(r'viewBox="\S+ \S+ \S+ (\d+)', head)
     pixels = min(max(int(height[1]), 200), 2000) + 8 if height else 600
     source = "data:image/svg+xml;base64," + base64.b64encode(content).decode("ascii")
-    return Profile(anchor, title, f"{PROFILES}/{path.name}", source, pixels)
-
-
-__all__ = ["Fold", "Profile", "Section", "effect_of", "sections_of"]
+    return Profile(title, f"{PROFILES}/{path.name}", source, pixels)

@@ -17,6 +17,7 @@ from chainlift.errors import ChainliftError
 
 #: Verb -> (module:attribute of its command, its line in ``--help``). A verb's module is imported when it is used.
 VERBS: dict[str, tuple[str, str]] = {
+    "study": ("chainlift.cli.study:command", "Build a chain, measure it at several lengths, draw the report."),
     "profile": ("chainlift.cli.profile:command", "Where QEMU's time goes on an image, as flame graphs."),
     "qemu": ("chainlift.cli.qemu:command", "QEMUs of other releases: unpack, list, remove."),
 }

@@ -120,7 +120,7 @@ class HostReadPlan(_Table):
     """Reads through QEMU's block layer without a guest (qemu-img bench)."""
 
     stride: Size = Field(260 << 10, ge=4096, description="distance between 4 KiB reads")
-    max_requests: int = Field(40_000, ge=10, description="4 KiB reads of one measurement, at most")
+    max_requests: int = Field(40_000, ge=10, description="4 KiB or 64 KiB reads of one measurement, at most")
     max_bytes: Size = Field(5 * GIB, ge=4 << 20, description="bytes of one sequential measurement, at most")
     budget_s: float = Field(
         60.0, gt=0, description="a measurement that would take longer makes fewer requests; costs are shown per request"

@@ -1,0 +1,41 @@
+"""Lifts as a dimension of a study: what is done to a run's active layer before it is measured."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from chainlift.errors import PlanError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from chainlift.qemu.binary import Qemu
+    from chainlift.results.model import Lift
+    from chainlift.study.plan import Plan
+
+_REGISTRY: dict[str, Callable[[Path, Qemu], None]] = {"none": lambda _image, _qemu: None}
+
+
+def register_lift(
+    lift: Lift,
+) -> Callable[[Callable[[Path, Qemu], None]], Callable[[Path, Qemu], None]]:
+    """Register the function that lifts an image: it gets the throw-away active layer and the QEMU of the cell."""
+
+    def keep(apply: Callable[[Path, Qemu], None]) -> Callable[[Path, Qemu], None]:
+        _REGISTRY[lift] = apply
+        return apply
+
+    return keep
+
+
+def check_lifts(plan: Plan) -> None:
+    """Refuse a plan with a lift that is not there; :raise PlanError: naming it."""
+    for lift in plan.lift:
+        if lift not in _REGISTRY:
+            raise PlanError(f"lift: there is no lift {lift!r}; there are {', '.join(_REGISTRY)}")
+
+
+def apply_lift(lift: Lift, image: Path, qemu: Qemu) -> None:
+    """Lift an image."""
+    _REGISTRY[lift](image, qemu)

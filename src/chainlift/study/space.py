@@ -1,0 +1,64 @@
+"""How much disk space a plan takes, estimated before anything is written."""
+
+from __future__ import annotations
+
+from math import ceil
+from typing import TYPE_CHECKING
+
+from chainlift.errors import InputError
+from chainlift.host.filesystem import free_bytes
+from chainlift.units import format_bytes
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from chainlift.study.plan import ChainPlan, Plan
+
+#: What stays free in any case.
+RESERVE_BYTES = 512 << 20
+#: File system structures and a guest's own files in the base; a full Debian takes more than a micro guest.
+_BASE_EXTRA_BYTES = {"micro": 256 << 20, "debian": 3 << 30}
+#: Clusters of a layer that hold no data: header, L1, refcount table and block, the journal's and inodes' own.
+_FIXED_CLUSTERS = 16
+
+
+def layer_bytes(chain: ChainPlan) -> int:
+    """Estimate what a snapshot's layer takes: each random write copies a cluster, and each L2 table that it touches."""
+    writes = ceil(chain.workload.write_rate * chain.interval_s / chain.workload.bs)
+    if chain.workload.rw in {"write", "rw"}:
+        clusters = ceil(writes * chain.workload.bs / chain.cluster_size)
+    else:
+        clusters = writes * max(1, ceil(chain.workload.bs / chain.cluster_size))
+    clusters = min(clusters, ceil(chain.workload.size / chain.cluster_size))
+    tables = ceil(chain.size / (chain.cluster_size * chain.cluster_size // 8))
+    return (clusters + min(tables, clusters) + _FIXED_CLUSTERS) * chain.cluster_size
+
+
+def base_bytes(plan: Plan) -> int:
+    """Estimate what the base takes."""
+    extra = _BASE_EXTRA_BYTES.get(plan.guest.kind, 8 << 30)
+    return min(plan.chain.workload.size + extra, plan.chain.size + plan.chain.size // 1024)
+
+
+def chain_bytes(plan: Plan) -> int:
+    """Estimate what the whole chain takes."""
+    return base_bytes(plan) + plan.chain.length * layer_bytes(plan.chain)
+
+
+def measuring_bytes(plan: Plan) -> int:
+    """Estimate what measuring takes beside the chain: streaming copies everything into a throw-away active layer."""
+    return base_bytes(plan) + (1 << 30) if "stream" in plan.tests else 1 << 30
+
+
+def require_space(directory: Path, needed: int, what: str) -> None:
+    """Refuse to begin what will not fit.
+
+    :raise InputError: saying how much is needed and how much there is.
+    """
+    free = free_bytes(directory)
+    if free < needed + RESERVE_BYTES:
+        raise InputError(
+            f"{what} needs about {format_bytes(needed + RESERVE_BYTES)} free, there are {format_bytes(free)}",
+            path=directory,
+            hint="make room or choose another directory with --chains",
+        )

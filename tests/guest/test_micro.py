@@ -77,7 +77,7 @@ def test_a_guest_that_does_not_come_up_shows_its_console(disk, tmp_path):
     with (
         pytest.raises(GuestError, match=r"stopped by itself before it was up; its console ends: .*Kernel panic"),
         boot(
-            MicroGuest(),
+            MicroGuest(fio=False),
             find_qemu(),
             Disk(disk),
             accelerator="tcg",
@@ -88,7 +88,7 @@ def test_a_guest_that_does_not_come_up_shows_its_console(disk, tmp_path):
     # One that has no time at all has not written anything yet.
     with (
         pytest.raises(GuestError, match=r"did not come up within 0.1 s; its console ends: "),
-        boot(MicroGuest(), find_qemu(), Disk(disk), accelerator="tcg", deadline_s=0.1),
+        boot(MicroGuest(fio=False), find_qemu(), Disk(disk), accelerator="tcg", deadline_s=0.1),
     ):
         pass
 
@@ -96,7 +96,7 @@ def test_a_guest_that_does_not_come_up_shows_its_console(disk, tmp_path):
 def test_a_disk_that_is_not_there_is_qemus_error(tmp_path):
     with (
         pytest.raises(QemuCrashed, match=r"exit status 1: .*No such file or directory"),
-        boot(MicroGuest(), find_qemu(), Disk(tmp_path / "none"), accelerator="tcg"),
+        boot(MicroGuest(fio=False), find_qemu(), Disk(tmp_path / "none"), accelerator="tcg"),
     ):
         pass
 
@@ -110,7 +110,7 @@ from chainlift.guest.micro import MicroGuest
 from chainlift.qemu.binary import find_qemu
 from chainlift.qemu.machine import Disk
 from chainlift.qemu.vm import VirtualMachine
-config = machine_config(MicroGuest().prepare(), [Disk(Path({str(disk)!r}))], accelerator="tcg")
+config = machine_config(MicroGuest(fio=False).prepare(), [Disk(Path({str(disk)!r}))], accelerator="tcg")
 with VirtualMachine(find_qemu(), config) as vm:
     print(vm.process.pid, vm.directory, flush=True)
     time.sleep(300)

@@ -8,7 +8,7 @@ import pytest
 
 from chainlift.errors import MissingToolError, OperationError
 from chainlift.host import packages
-from chainlift.host.packages import dependencies, download_and_unpack, libraries, resolve
+from chainlift.host.packages import download_and_unpack, libraries, resolve
 
 needs_apt = pytest.mark.skipif(shutil.which("apt-get") is None, reason="needs a Debian host")
 
@@ -101,18 +101,9 @@ def test_without_apt_the_error_says_so(tmp_path, monkeypatch):
 
 @needs_apt
 @pytest.mark.integration
-def test_the_real_apt_knows_real_packages():
+def test_the_real_apt_knows_real_packages_and_unpacks_one(tmp_path):
     versions = resolve(["fio"], with_depends=True, keep=libraries)
-    assert "libc6" in versions
-    assert "fio" in versions
+    assert {"fio", "libc6"} <= set(versions)
     assert not any(name.startswith("python") for name in versions)
-    assert any(name.startswith("linux-image-") for name in dependencies("linux-image-cloud-amd64"))
-    with pytest.raises(MissingToolError):
-        resolve(["chainlift-no-such-package"])
-
-
-@needs_apt
-@pytest.mark.integration
-def test_a_real_package_is_unpacked(tmp_path):
     root = download_and_unpack(["busybox-static"], tmp_path / "busybox")
     assert any((root / place).exists() for place in ("bin/busybox", "usr/bin/busybox"))

@@ -60,7 +60,7 @@ def _verdict(qemu: Qemu, deadline_s: float) -> tuple[str | None, str]:
         return "there is no /dev/kvm", ""
     if not os.access(_DEVICE, os.R_OK | os.W_OK):
         return "no permission to open /dev/kvm (its group is usually kvm)", ""
-    image = MicroGuest().prepare()
+    image = MicroGuest(fio=False).prepare()
     kept = _place(qemu, image)
     try:
         verdict = json.loads(kept.read_text())
@@ -81,7 +81,7 @@ def _try_kvm(qemu: Qemu, deadline_s: float) -> tuple[str | None, str]:
         disk = Disk(Path(empty.name), format="raw")
         started = time.monotonic()
         try:
-            with boot(MicroGuest(), qemu, disk, accelerator="kvm", deadline_s=deadline_s):
+            with boot(MicroGuest(fio=False), qemu, disk, accelerator="kvm", deadline_s=deadline_s):
                 return None, f"a guest booted under KVM in {format_seconds(time.monotonic() - started)}"
         except ChainliftError as error:
             return error.what, ""

@@ -42,9 +42,9 @@ while read -r module; do insmod "/modules/$module.ko"; done </modules/order
 port=
 tries=0
 while [ -z "$port" ]; do
-    for name in /sys/class/virtio-ports/*/name; do
-        [ "$(cat "$name" 2>/dev/null)" = org.qemu.guest_agent.0 ] && port=$(basename "$(dirname "$name")")
-    done
+    for directory in /sys/class/virtio-ports/*; do
+        read -r name <"$directory/name" && [ "$name" = org.qemu.guest_agent.0 ] && port=${directory##*/}
+    done 2>/dev/null
     tries=$((tries + 1))
     [ "$tries" = 3000 ] && { echo "chainlift: no serial port for the guest agent" >/dev/console; poweroff -f; }
     [ -n "$port" ] || sleep 0.01
@@ -56,7 +56,8 @@ until [ -b /dev/sda ]; do
     [ "$tries" = 3000 ] && { echo "chainlift: no disk /dev/sda" >/dev/console; poweroff -f; }
     sleep 0.01
 done
-echo "chainlift: up after $(cut -d' ' -f1 /proc/uptime) s" >/dev/console
+read -r uptime _ </proc/uptime
+echo "chainlift: up after $uptime s" >/dev/console
 while :; do
     /usr/sbin/qemu-ga -m virtio-serial -p "/dev/$port" -t /run >/dev/console 2>&1
     sleep 0.1
@@ -73,9 +74,16 @@ poweroff -f
 
 
 class MicroGuest:
-    """The kind of guest that a study uses unless it is told otherwise."""
+    """The kind of guest that a study uses unless it is told otherwise.
+
+    :param fio: whether fio is in it. Its libraries are most of the initramfs; a guest that only boots, reads and halts
+        is up half a second sooner without, and its QEMU, which maps the initramfs, is 80 MB smaller.
+    """
 
     name = "micro"
+
+    def __init__(self, *, fio: bool = True) -> None:
+        self._programs = ("usr/sbin/qemu-ga", *(("usr/bin/fio",) if fio else ()))
 
     def prepare(self) -> GuestImage:
         """Unpack the packages and assemble the initramfs; what is there already is used again.
@@ -87,7 +95,7 @@ class MicroGuest:
         release = max(path.name.removeprefix("vmlinuz-") for path in (root / "boot").glob("vmlinuz-*"))
         initrd = self._assemble(root, release)
         return GuestImage(
-            description=f"Debian's kernel {release}, busybox, fio, qemu-guest-agent",
+            description=f"Debian's kernel {release}, busybox, {', '.join(Path(p).name for p in self._programs)}",
             kernel_release=release,
             kernel=root / "boot" / f"vmlinuz-{release}",
             initrd=initrd,
@@ -111,7 +119,7 @@ class MicroGuest:
     def _assemble(self, root: Path, release: str) -> Path:
         """Write the initramfs, named by what it is made of; return its path."""
         stamp = json.loads((root / ".packages.json").read_text())["packages"]
-        recipe = Path(__file__).read_bytes() + json.dumps(stamp, sort_keys=True).encode()
+        recipe = Path(__file__).read_bytes() + json.dumps([stamp, self._programs], sort_keys=True).encode()
         path = cache_dir("guest") / f"micro-{release}-{hashlib.sha256(recipe).hexdigest()[:16]}.cpio"
         if path.exists():
             return path
@@ -127,7 +135,7 @@ class MicroGuest:
         for module in order:
             image.file(f"modules/{module.name}.ko", module.data)
         image.file("modules/order", "".join(f"{module.name}\n" for module in order).encode())
-        programs = {PurePosixPath(place): _program(root, place) for place in ("usr/bin/fio", "usr/sbin/qemu-ga")}
+        programs = {PurePosixPath(place): _program(root, place) for place in self._programs}
         image.file("bin/busybox", _program(root, "bin/busybox").read_bytes(), executable=True)
         for place, file in (programs | closure(root, list(programs.values()))).items():
             image.file(place, file.read_bytes(), executable=True)

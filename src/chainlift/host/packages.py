@@ -115,16 +115,6 @@ def resolve(
     }
 
 
-def dependencies(name: str, *, suite: str | None = None) -> list[str]:
-    """Return the names that a package depends on, the first of each alternative, in the package's own order.
-
-    :raise MissingToolError: if apt is not there or knows no such package.
-    """
-    text = _apt("apt-cache", "show", "--no-all-versions", name, suite=suite)
-    fields = [line.partition(":")[2] for line in text.splitlines() if line.startswith(("Depends:", "Pre-Depends:"))]
-    return [entry.split("|")[0].split("(")[0].split(":")[0].strip() for field in fields for entry in field.split(",")]
-
-
 def _apt(program: str, *arguments: str, suite: str | None, cwd: Path | None = None) -> str:
     if suite is not None:
         raise InputError(f"packages of the suite {suite!r} cannot be had yet")

@@ -16,7 +16,10 @@
 
   // Nodes come depth first, each with the number of its children. A stack of a long chain is thousands of frames deep:
   // nothing here recurses.
-  const unpack = (view) => {
+  const column = (runs) => runs.flatMap((value, i) => i % 2 ? [] : new Array(runs[i + 1]).fill(value));
+  const unpack = (packed) => {
+    const view = { names: packed.names };
+    for (const key of ["samples", "self", "children", "turns", "most", "before"]) view[key] = column(packed[key]);
     const open = [];
     let root = null;
     view.names.forEach((name, i) => {

@@ -12,20 +12,21 @@ from dataclasses import dataclass, field
 from functools import cache
 from html import escape
 from importlib.resources import files
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from chainlift.results.recursion import Frame, find_cycles, fold_recursion
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from chainlift.results.stacks import Stacks
 
 WIDTH, ROW, TOP = 1200, 17, 102
 #: Frames in one view at most: what is left out is narrower than anything that is kept.
-MOST_FRAMES = 5000
-#: Pixels below which a frame is not drawn at full width.
-_NARROWEST = 0.4
+MOST_FRAMES = 4000
+#: Pixels below which a frame is not in the image that is seen without scripts.
+_NARROWEST = 2.0
 _CHARACTER = 6.7
 _ROOT = "all"
 
@@ -146,34 +147,37 @@ def _prune(root: Node, most: int) -> int:
     return widest_left
 
 
-def _pack(root: Node, names: dict[str, int]) -> dict[str, list[int] | list[float]]:
+def _pack(root: Node, names: dict[str, int]) -> dict[str, Sequence[float]]:
+    """Return the columns of a view, depth first; all but the names as value, count, value, count ..."""
     nodes = list(root.walk())
     return {
         "names": [names.setdefault(node.name, len(names)) for node in nodes],
-        "samples": [node.samples for node in nodes],
-        "self": [node.self_samples for node in nodes],
-        "children": [len(node.children) for node in nodes],
-        "turns": [round(node.turns / node.samples, 1) if node.turns else 0 for node in nodes],
-        "most": [node.most_turns for node in nodes],
-        "before": [node.before for node in nodes],
+        "samples": _runs(node.samples for node in nodes),
+        "self": _runs(node.self_samples for node in nodes),
+        "children": _runs(len(node.children) for node in nodes),
+        "turns": _runs(round(node.turns / node.samples, 1) if node.turns else 0 for node in nodes),
+        "most": _runs(node.most_turns for node in nodes),
+        "before": _runs(node.before for node in nodes),
     }
 
 
+def _runs(values: Iterable[float]) -> list[float]:
+    return [part for value, group in groupby(values) for part in (value, sum(1 for _ in group))]
+
+
 def _static(root: Node) -> Iterable[tuple[int, str]]:
-    """Yield depth and SVG of each frame of the folded view at full width."""
+    """Yield depth and SVG of each frame of the folded view at full width that is wide enough to be seen in an image."""
     left = [(root, 0, 0.0, float(WIDTH))]
     while left:
         node, depth, x, width = left.pop()
+        y = TOP + depth * ROW
         room = int((width - 5) / _CHARACTER)
         name = node.name if len(node.name) <= room else node.name[: room - 1] + "\u2026"
-        text = f'<text x="{x + 3:.1f}" y="{TOP + depth * ROW + ROW - 5}">{escape(name)}</text>' if room >= 3 else ""
-        share = node.samples / (root.samples or 1)
-        place = f'x="{x:.1f}" y="{TOP + depth * ROW}" width="{max(width - 0.4, 0.2):.1f}" height="{ROW - 1}" rx="1.5"'
-        drawn = (
-            f'<g class="frame"><title>{escape(node.name)}: {node.samples} samples, {share:.2%}</title>'
-            f'<rect {place} fill="{_colour(node)}"/>{text}</g>'
+        text = f'<text x="{x + 3:.0f}" y="{y + ROW - 5}">{escape(name)}</text>' if room >= 3 else ""
+        yield (
+            depth,
+            f'<path fill="{_colour(node)}" d="M{x:.1f} {y}h{width - 0.4:.1f}v{ROW - 1}h-{width - 0.4:.1f}z"/>{text}',
         )
-        yield depth, drawn
         at = x
         for name in sorted(node.children):
             child = node.children[name]

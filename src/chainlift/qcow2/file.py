@@ -77,18 +77,12 @@ class ImageFile:
             raise ImageError(f"reading at offset {offset} failed: {_reason(error)}", path=self.path) from error
         return data
 
-    def pread_into(self, view: memoryview, offset: int) -> int:
-        """Fill a buffer from the file; return the bytes that were there.
+    def fileno(self) -> int:
+        """Return the descriptor; it is valid until another file is opened.
 
-        :raise ImageError: if reading fails.
+        :raise ImageError: if the file had to be opened again, and is another one or gone.
         """
-        try:
-            done = os.preadv(self._descriptor(), [view], offset)
-            while 0 < done < len(view) and (more := os.preadv(self._descriptor(), [view[done:]], offset + done)):
-                done += more
-        except (OSError, OverflowError) as error:
-            raise ImageError(f"reading at offset {offset} failed: {_reason(error)}", path=self.path) from error
-        return done
+        return self._descriptor()
 
     def refresh_size(self) -> int:
         """Look at the file's size again: an image that is in use grows."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from chainlift.errors import ImageError
 from chainlift.qcow2 import layout
@@ -35,37 +36,37 @@ class Header:
     #: Type -> content of every header extension that occurs, the unknown ones too.
     extensions: dict[int, bytes] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def cluster_size(self) -> int:
         """Bytes in a cluster."""
         return 1 << self.cluster_bits
 
-    @property
+    @cached_property
     def extended_l2(self) -> bool:
         """Whether an L2 entry has 16 bytes and describes 32 subclusters."""
         return Incompatible.EXTENDED_L2 in self.incompatible_features
 
-    @property
+    @cached_property
     def l2_entry_size(self) -> int:
         """Bytes in an L2 entry."""
         return 16 if self.extended_l2 else 8
 
-    @property
+    @cached_property
     def l2_entries(self) -> int:
         """Entries in an L2 table (a table fills one cluster)."""
         return self.cluster_size // self.l2_entry_size
 
-    @property
+    @cached_property
     def subcluster_size(self) -> int:
         """Bytes in the smallest unit that can be allocated: a subcluster, or a cluster where there are none."""
         return self.cluster_size // layout.SUBCLUSTERS_PER_CLUSTER if self.extended_l2 else self.cluster_size
 
-    @property
+    @cached_property
     def virtual_size(self) -> int:
         """Bytes of the disk a guest sees: QEMU counts whole sectors."""
         return self.size // layout.SECTOR_SIZE * layout.SECTOR_SIZE
 
-    @property
+    @cached_property
     def has_data_file(self) -> bool:
         """Whether guest data lies in a file of its own."""
         return Incompatible.DATA_FILE in self.incompatible_features

@@ -58,11 +58,11 @@ def parse_name(name: str, *, named_in: str | None = None, file_format: str | Non
     if separator and "/" not in protocol:
         if protocol not in _FILE_DRIVERS:
             raise PolicyError(f"names {name!r}: the protocol {protocol!r} is no local file", path=named_in)
-        return parse_plain(rest, None, file_format)
-    return parse_plain(name, named_in, file_format)
+        return _plain(rest, None, file_format)
+    return _plain(name, named_in, file_format)
 
 
-def parse_plain(name: str, named_in: str | None, file_format: str | None) -> Reference:
+def _plain(name: str, named_in: str | None, file_format: str | None) -> Reference:
     """Understand a name that is a path, relative to the image that names it."""
     directory = os.path.dirname(named_in) if named_in else ""  # noqa: PTH120 - textually, as QEMU does
     if not directory or name.startswith("/"):
@@ -107,7 +107,7 @@ def _node(options: dict[str, Any], named_in: str | None, file_format: str | None
     driver = options.get("driver")
     if driver in _FILE_DRIVERS or (driver is None and "filename" in options):
         _check_options(options, {"driver", "filename"}, named_in)
-        reference = parse_name_of_file(options, named_in)
+        reference = _filename(options, named_in)
         return Reference(reference, file_format or ("raw" if driver else None))
     if driver is not None and driver not in FORMATS:
         raise PolicyError(f"has a json: name with the driver {driver!r}, which is no local file", path=named_in)
@@ -129,7 +129,7 @@ def _node(options: dict[str, Any], named_in: str | None, file_format: str | None
         if value is not None and not isinstance(value, dict):
             raise ImageError(f"has a json: name whose {key!r} is a node of a running QEMU", path=named_in)
     return Reference(
-        path=parse_name_of_file(inner, named_in),
+        path=_filename(inner, named_in),
         format=file_format or driver,
         follows_header="backing" not in options,
         backing=None if backing is None else _node(backing, named_in, None),
@@ -137,7 +137,7 @@ def _node(options: dict[str, Any], named_in: str | None, file_format: str | None
     )
 
 
-def parse_name_of_file(options: dict[str, Any], named_in: str | None) -> str:
+def _filename(options: dict[str, Any], named_in: str | None) -> str:
     """Return the path in the description of a file node."""
     filename = options.get("filename")
     if not isinstance(filename, str) or not filename or "\0" in filename:

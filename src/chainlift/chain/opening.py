@@ -6,7 +6,7 @@ import os
 
 from chainlift.chain.chain import Chain
 from chainlift.chain.layer import Layer
-from chainlift.chain.names import FORMATS, Reference, parse_name, parse_plain
+from chainlift.chain.names import FORMATS, Reference, parse_name
 from chainlift.chain.policy import ChainPolicy
 from chainlift.errors import ChainliftError, ImageError, PolicyError
 from chainlift.qcow2.file import ImageFile
@@ -85,7 +85,8 @@ def _open_layer(reference: Reference, policy: ChainPolicy) -> tuple[Layer, Refer
         if reference.data_file is not None:
             data_reference = reference.data_file
         elif header.data_file:
-            data_reference = parse_plain(os.fsdecode(header.data_file), reference.path, "raw")
+            # Unlike a backing file's, this name is relative to the working directory (qcow2_do_open()).
+            data_reference = parse_name(os.fsdecode(header.data_file), file_format="raw")
         else:
             raise ImageError("needs an external data file and names none", path=reference.path)
         data_file = _open_file(data_reference.path, policy)

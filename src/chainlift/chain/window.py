@@ -87,3 +87,22 @@ class Runs:
 
     def __len__(self) -> int:
         return len(self.start)
+
+    def split(self, cuts: NDArray[np.int64]) -> Runs:
+        """Return the same pieces, cut in two where one of these guest offsets (bytes) is inside a piece."""
+        end = int(self.start[-1] + self.length[-1])
+        inner = cuts[(cuts > self.start[0]) & (cuts < end)]
+        start = np.union1d(self.start, inner)
+        if len(start) == len(self.start):
+            return self
+        source = np.searchsorted(self.start, start, side="right") - 1
+        has_place = (self.host_offset >= 0) & (self.kind != Kind.COMPRESSED)
+        moved = np.where(has_place[source], start - self.start[source], 0)
+        return Runs(
+            start,
+            np.diff(np.append(start, end)),
+            self.layer[source],
+            self.kind[source],
+            self.host_offset[source] + moved,
+            self.stored_bytes[source],
+        )

@@ -19,6 +19,7 @@ from chainlift.errors import ChainliftError
 VERBS: dict[str, tuple[str, str]] = {
     "study": ("chainlift.cli.study:command", "Build a chain, measure it at several lengths, draw the report."),
     "profile": ("chainlift.cli.profile:command", "Where QEMU's time goes on an image, as flame graphs."),
+    "map": ("chainlift.cli.map:command", "What qemu-img map says of a chain, many times faster."),
     "qemu": ("chainlift.cli.qemu:command", "QEMUs of other releases: unpack, list, remove."),
 }
 

@@ -97,10 +97,11 @@ class ImageFile:
         descriptor = self._descriptor()
         try:
             begin = os.lseek(descriptor, offset, os.SEEK_DATA)
-        except OSError:
-            # ENXIO: only a hole is left, or nothing.
-            return (offset, self.size) if self.is_block_device and offset < self.size else (self.size, self.size)
-        return begin, os.lseek(descriptor, begin, os.SEEK_HOLE)
+            return begin, os.lseek(descriptor, begin, os.SEEK_HOLE)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # only a hole is left, or nothing
+                return self.size, self.size
+            return min(offset, self.size), self.size
 
     def has_writer(self) -> bool:
         """Whether another process (a QEMU) has the image open for writing, as its lock says."""

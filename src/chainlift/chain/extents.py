@@ -1,0 +1,229 @@
+"""The map of a chain, entry for entry what ``qemu-img map`` says.
+
+The rules are those of ``get_block_status()``, ``entry_mergeable()`` and ``dump_map_entry()`` in QEMU's qemu-img.c, and
+of ``bdrv_co_block_status()`` in block/io.c.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from chainlift.errors import ImageError, one_line
+from chainlift.qcow2.layout import CryptMethod, Kind
+from chainlift.qcow2.refcounts import has_preallocated_metadata
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from numpy.typing import NDArray
+
+    from chainlift.chain.chain import Chain
+    from chainlift.chain.window import Runs
+    from chainlift.qcow2.file import ImageFile
+
+
+class MapEntry(NamedTuple):
+    """A piece of the disk that is all alike. Offsets and lengths are in bytes."""
+
+    start: int
+    length: int
+    #: The layer that the answer comes from, 0 the active one.
+    depth: int
+    #: Whether a layer says something; where none does, ``depth`` is the last that was asked.
+    present: bool
+    zero: bool
+    data: bool
+    compressed: bool
+    #: Where it begins in its file; None where there is no such place, or none that can be read as it is.
+    offset: int | None
+    #: That file, where there is an offset.
+    filename: str | None
+
+
+def map_chain(chain: Chain) -> Iterator[MapEntry]:
+    """Yield the map of a chain's whole disk, merged as far as possible.
+
+    :raise ImageError: if a table is malformed.
+    """
+    pieces = _Pieces(chain)
+    pending: MapEntry | None = None
+    for window in chain.resolve():
+        for entry in pieces.entries(window.runs().split(chain.visible_sizes)):
+            if pending is not None and _can_join(pending, entry):
+                pending = pending._replace(length=pending.length + entry.length)
+                continue
+            if pending is not None:
+                yield pending
+            pending = entry
+    if pending is not None:
+        yield pending
+
+
+def _can_join(left: MapEntry, right: MapEntry) -> bool:
+    if left.offset is not None and (right.offset is None or left.offset + left.length != right.offset):
+        return False
+    return left[2:7] == right[2:7] and (left.offset is None) == (right.offset is None)
+
+
+def map_json(entries: Iterable[MapEntry], *, with_compressed: bool = True) -> Iterator[str]:
+    """Yield the text of ``qemu-img map --output=json``, line by line.
+
+    :param with_compressed: say ``compressed``, as QEMU does since 8.2.
+    """
+    words = ("false", "true")
+    end = "["
+    for start, length, depth, present, zero, data, compressed, offset, _ in entries:
+        middle = f', "compressed": {words[compressed]}' if with_compressed else ""
+        place = "" if offset is None else f', "offset": {offset}'
+        yield (
+            f'{end}{{ "start": {start}, "length": {length}, "depth": {depth}, "present": {words[present]}, '
+            f'"zero": {words[zero]}, "data": {words[data]}{middle}{place}}}'
+        )
+        end = ",\n"
+    yield "]\n" if end != "[" else "[]\n"
+
+
+def map_table(entries: Iterable[MapEntry], path: str) -> Iterator[str]:
+    """Yield the table of ``qemu-img map``, line by line: what has data, and where.
+
+    :param path: the active layer, for the error.
+    :raise ImageError: if there is data without a place in a file, which the table has no way to say.
+    """
+    yield f"{'Offset':<16}{'Length':<16}{'Mapped to':<16}File\n"
+    for entry in entries:
+        if entry.data and entry.offset is None:
+            raise ImageError(
+                "has compressed or encrypted clusters, which the table cannot show", path=path, hint="use --json"
+            )
+        if entry.data and not entry.zero:
+            columns = (entry.start, entry.length, entry.offset or 0)
+            text = "".join(f"{f'{value:#x}' if value else '0':<16}" for value in columns)
+            yield f"{text}{one_line(entry.filename or '')}\n"
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Entries as arrays, one element each."""
+
+    start: NDArray[np.int64]
+    length: NDArray[np.int64]
+    depth: NDArray[np.int64]
+    present: NDArray[np.bool_]
+    zero: NDArray[np.bool_]
+    data: NDArray[np.bool_]
+    compressed: NDArray[np.bool_]
+    #: -1 for none.
+    offset: NDArray[np.int64]
+
+
+class _Pieces:
+    """Turns runs into entries, asking file systems for holes where QEMU does."""
+
+    def __init__(self, chain: Chain) -> None:
+        self._chain = chain
+        #: Layers whose file has to be asked where data are holes.
+        self._sparse: dict[int, bool] = {}
+        self._encrypted = np.array(
+            [
+                layer.image is not None and layer.image.header.crypt_method is not CryptMethod.NONE
+                for layer in chain.layers
+            ]
+        )
+        self._files = [layer.data_file.path for layer in chain.layers]
+
+    def entries(self, runs: Runs) -> Iterator[MapEntry]:
+        columns = _merge(self._with_holes(self._columns(runs)))
+        files = self._files
+        for start, length, depth, present, zero, data, compressed, offset in zip(
+            columns.start.tolist(), columns.length.tolist(), columns.depth.tolist(), columns.present.tolist(),
+            columns.zero.tolist(), columns.data.tolist(), columns.compressed.tolist(), columns.offset.tolist(),
+            strict=True,
+        ):  # fmt: skip
+            if offset < 0:
+                yield MapEntry(start, length, depth, present, zero, data, compressed, None, None)
+            else:
+                yield MapEntry(start, length, depth, present, zero, data, compressed, offset, files[depth])
+
+    def _columns(self, runs: Runs) -> _Columns:
+        present = runs.layer >= 0
+        compressed = runs.kind == Kind.COMPRESSED
+        data = compressed | (runs.kind == Kind.DATA)
+        depth = np.where(present, runs.layer, self._chain.fall_depth(runs.start))
+        has_place = ~compressed & (runs.host_offset >= 0)
+        if self._encrypted.any():
+            has_place &= ~self._encrypted[depth]
+        offset = np.where(has_place, runs.host_offset, -1)
+        return _Columns(runs.start, runs.length, depth, present, ~data, data, compressed, offset)
+
+    def _with_holes(self, columns: _Columns) -> _Columns:
+        """Split data of raw layers, and of images with preallocated metadata, into data and holes."""
+        asked = np.zeros(len(columns.start), dtype=bool)
+        for depth in np.unique(columns.depth[columns.data]).tolist():
+            if self._is_sparse(depth):
+                asked |= (columns.depth == depth) & columns.data & (columns.offset >= 0)
+        if not asked.any():
+            return columns
+        index: list[int] = []
+        skip: list[int] = []
+        is_hole: list[bool] = []
+        for place in np.flatnonzero(asked).tolist():
+            file = self._chain.layers[int(columns.depth[place])].data_file
+            for at, hole in _holes(file, int(columns.offset[place]), int(columns.length[place])):
+                index.append(place)
+                skip.append(at)
+                is_hole.append(hole)
+        whole = np.flatnonzero(~asked)
+        source = np.concatenate((whole, np.array(index, dtype=np.int64)))
+        extra = np.concatenate((np.zeros(len(whole), dtype=np.int64), np.array(skip, dtype=np.int64)))
+        hole_of = np.concatenate((np.zeros(len(whole), dtype=bool), np.array(is_hole, dtype=bool)))
+        start = columns.start[source] + extra
+        order = np.argsort(start, kind="stable")
+        source, extra, hole_of, start = source[order], extra[order], hole_of[order], start[order]
+        is_raw = np.array([layer.image is None for layer in self._chain.layers])[columns.depth[source]]
+        end = int(columns.start[-1] + columns.length[-1])
+        return _Columns(
+            start=start,
+            length=np.diff(np.append(start, end)),
+            depth=columns.depth[source],
+            present=columns.present[source],
+            zero=columns.zero[source] | hole_of,
+            data=columns.data[source] & ~(hole_of & is_raw),
+            compressed=columns.compressed[source],
+            offset=np.where(columns.offset[source] >= 0, columns.offset[source] + extra, -1),
+        )
+
+    def _is_sparse(self, depth: int) -> bool:
+        if depth not in self._sparse:
+            image = self._chain.layers[depth].image
+            self._sparse[depth] = image is None or has_preallocated_metadata(image)
+        return self._sparse[depth]
+
+
+def _holes(file: ImageFile, offset: int, length: int) -> Iterator[tuple[int, bool]]:
+    """Yield where data and holes begin in a piece of a file, from its start; past the file's end is a hole."""
+    position, end = offset, offset + length
+    while position < end:
+        begin, stop = file.next_data(position)
+        if begin > position or begin >= stop:
+            yield position - offset, True
+            if begin >= stop:
+                return
+            position = begin
+        if position < end:
+            yield position - offset, False
+            position = stop
+
+
+def _merge(columns: _Columns) -> _Columns:
+    """Join neighbours that are alike and, where they have a place, consecutive there."""
+    flags = columns.depth * 16 + columns.present * 8 + columns.zero * 4 + columns.data * 2 + columns.compressed
+    expected = np.where(columns.offset[:-1] >= 0, columns.offset[:-1] + columns.length[:-1], -1)
+    joined = (flags[1:] == flags[:-1]) & (columns.offset[1:] == expected)
+    first = np.concatenate((np.zeros(1, dtype=np.int64), np.flatnonzero(~joined) + 1))
+    return _Columns(
+        columns.start[first], np.add.reduceat(columns.length, first), columns.depth[first], columns.present[first],
+        columns.zero[first], columns.data[first], columns.compressed[first], columns.offset[first],
+    )  # fmt: skip

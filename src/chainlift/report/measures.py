@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from chainlift.units import format_bytes, format_seconds
@@ -60,6 +60,17 @@ class Measure:
             unit="s",
             value=_per_request,
         )
+
+
+def host_cpu(measure: Measure) -> Measure:
+    """Return the CPU time of a host read: a busy machine changes it less than the time that passes."""
+    return replace(
+        measure,
+        key="cpu_request_s",
+        title=f"{measure.title}, CPU time",
+        subject=f"the CPU time of {measure.subject}",
+        value=cpu_per_request,
+    )
 
 
 def _metric(name: str) -> Callable[[Sample], float | None]:

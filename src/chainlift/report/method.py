@@ -16,10 +16,13 @@ _TESTS = {
         "Reading from the guest: dd if=/dev/sda of=/dev/null bs=4M once to fill QEMU's tables, then the guest's page "
         "cache is dropped and the same command is timed."
     ),
-    "random": "Random reads: fio in the guest reads 16 KiB at random places of /dev/sda, past the guest's cache.",
+    "random": (
+        "Random reads: fio in the guest reads 16 KiB (unless the plan says otherwise) at random places of the disk, "
+        "past the guest's cache, for a fixed time."
+    ),
     "host": (
         "Host reads: the same QEMU release's block layer reads the same images without a guest, in the sizes and queue "
-        "depths named; time a request is the whole run's time over its requests."
+        "depths named; time a request is that of all requests over their number, the opening of the chain left out."
     ),
     "stream": "Streaming: block-stream of all layers into the active one, from the command to QEMU's completion event.",
     "memory": (

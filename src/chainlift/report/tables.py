@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from chainlift.report.data import Results
 from chainlift.report.findings import describe_failure, growth_of
-from chainlift.report.measures import HOST_VARIANTS, cpu_per_request, cpu_s
+from chainlift.report.measures import HOST_VARIANTS, cpu_per_request, cpu_s, host_cpu
 from chainlift.results.statistics import summarise
 from chainlift.units import format_bytes, format_ratio, format_seconds
 
@@ -117,6 +117,7 @@ def growth_table(results: Results) -> Table:
     """Return the exponents with which the chain's cost grows."""
     rows = []
     measures = [m for m in results.measures() if m.key in ("request_s", "wall_s", "memory_bytes")]
+    measures = [both for m in measures for both in ((m, host_cpu(m)) if m.key == "request_s" else (m,))]
     shown = [s for s in results.series if s.is_plain]
     for measure in measures:
         for series in shown:

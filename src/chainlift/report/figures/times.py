@@ -84,8 +84,9 @@ def draw_random(results: Results) -> Picture | None:
             axes[1].set_title("Latency percentiles" + (f", {label}" if label else ""))
             axes[1].set_xlabel("layers")
     caption = (
-        "Random direct reads of 16 KiB of the disk, one at a time, by fio in the guest for a fixed time. Bars are "
-        "medians, dots the single samples; on the right, how long a request takes (logarithmic axes)."
+        "Random direct reads of the disk by fio in the guest for a fixed time, 16 KiB each unless the plan says "
+        "otherwise. Bars are medians, dots the single samples; on the right, how long a request takes (logarithmic "
+        "axes)."
     )
     return Picture("random", "Random reads in the guest", caption, _alt(results, RANDOM, {}), figure, wide=True)
 

@@ -2,15 +2,14 @@ from pathlib import Path
 
 import pytest
 
+from chainlift.chain.linear import Extent, parse_descriptor
 from chainlift.errors import ImageError, OperationError
 from chainlift.lift.descriptor import (
     MAX_BACKING_NAME,
     MAX_NAME,
-    Extent,
     backing_name,
     descriptor_text,
     index_descriptor,
-    parse_descriptor,
 )
 
 

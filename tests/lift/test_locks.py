@@ -50,20 +50,20 @@ def test_a_writer_is_seen_and_named(image):
         with pytest.raises(ImageError, match=rf"qemu-io \(process {process.pid}\).*--qmp"):
             refuse_if_open(image)
         with pytest.raises(ImageError, match="open for writing in qemu-io"):
-            LayerLocks([image])
+            LayerLocks({"a": image})
 
 
 def test_a_reader_is_seen_and_does_not_keep_us_from_a_layer(image):
     with opened_by_qemu_io(image, "-r"):
         assert is_open_in_qemu(image)
         assert not is_written(image)
-        LayerLocks([image]).release()
+        LayerLocks({"a": image}).release()
 
 
 def test_a_qemu_cannot_write_to_a_layer_that_we_hold_and_can_read_it(image):
     write = ["qemu-io", "-f", "qcow2", "-c", "write 0 64k", str(image)]
     read = ["qemu-io", "-r", "-f", "qcow2", "-c", "read 0 64k", str(image)]
-    with LayerLocks([image]):
+    with LayerLocks({"a": image}):
         refused = subprocess.run(write, capture_output=True, text=True)
         assert refused.returncode == 1
         assert "lock" in refused.stderr
@@ -74,5 +74,5 @@ def test_a_qemu_cannot_write_to_a_layer_that_we_hold_and_can_read_it(image):
 def test_descriptors_are_given_back_when_one_layer_cannot_be_held(image, tmp_path):
     before = len(list(Path("/proc/self/fd").iterdir()))
     with pytest.raises(ImageError, match="cannot be opened"):
-        LayerLocks([image, tmp_path / "missing"])
+        LayerLocks({"a": image, "b": tmp_path / "missing"})
     assert len(list(Path("/proc/self/fd").iterdir())) == before

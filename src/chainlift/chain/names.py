@@ -37,6 +37,8 @@ class Reference:
     follows_header: bool = True
     backing: Reference | None = None
     data_file: Reference | None = None
+    #: Whether the file is a VMDK descriptor whose extents hold the image, as under an index.
+    is_descriptor: bool = False
 
 
 def parse_name(name: str, *, named_in: str | None = None, file_format: str | None = None) -> Reference:
@@ -119,6 +121,12 @@ def _node(options: dict[str, Any], named_in: str | None, file_format: str | None
     while inner.get("driver") == "raw" and isinstance(inner.get("file"), dict):
         _check_options(inner, {"driver", "file"}, named_in)
         inner = inner["file"]
+    is_descriptor = inner.get("driver") == "vmdk" and driver == "qcow2"
+    if is_descriptor:
+        _check_options(inner, {"driver", "file"}, named_in)
+        inner = inner.get("file")
+        if not isinstance(inner, dict):
+            raise ImageError("has a json: name whose 'file' describes no file", path=named_in)
     if inner.get("driver", "file") not in _FILE_DRIVERS:
         raise PolicyError(
             f"has a json: name with the driver {inner['driver']!r}, which is no local file", path=named_in
@@ -134,6 +142,7 @@ def _node(options: dict[str, Any], named_in: str | None, file_format: str | None
         follows_header="backing" not in options,
         backing=None if backing is None else _node(backing, named_in, None),
         data_file=None if data_file is None else _node(data_file, named_in, None),
+        is_descriptor=is_descriptor,
     )
 
 

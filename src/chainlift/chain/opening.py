@@ -6,6 +6,7 @@ import os
 
 from chainlift.chain.chain import Chain
 from chainlift.chain.layer import Layer
+from chainlift.chain.linear import ExtentsFile
 from chainlift.chain.names import FORMATS, Reference, parse_name
 from chainlift.chain.policy import ChainPolicy
 from chainlift.errors import ChainliftError, ImageError, PolicyError
@@ -71,7 +72,7 @@ def open_chain(
 
 
 def _open_layer(reference: Reference, policy: ChainPolicy) -> tuple[Layer, Reference | None]:
-    file = _open_file(reference.path, policy)
+    file = _open_file(reference.path, policy, is_descriptor=reference.is_descriptor)
     file_format = reference.format or probe_format(file.pread(0, 4096))
     if file_format in _RAW_FORMATS:
         file_format = "raw"
@@ -101,8 +102,9 @@ def _open_layer(reference: Reference, policy: ChainPolicy) -> tuple[Layer, Refer
     return layer, backing
 
 
-def _open_file(path: str, policy: ChainPolicy) -> ImageFile:
-    return ImageFile(path, check=policy.check_place if policy.within else None)
+def _open_file(path: str, policy: ChainPolicy, *, is_descriptor: bool = False) -> ImageFile:
+    kind = ExtentsFile if is_descriptor else ImageFile
+    return kind(path, check=policy.check_place if policy.within else None)
 
 
 def probe_format(head: bytes) -> str:

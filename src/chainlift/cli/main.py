@@ -18,6 +18,9 @@ from chainlift.errors import ChainliftError
 #: Verb -> (module:attribute of its command, its line in ``--help``). A verb's module is imported when it is used.
 VERBS: dict[str, tuple[str, str]] = {
     "study": ("chainlift.cli.study:command", "Build a chain, measure it at several lengths, draw the report."),
+    "index": ("chainlift.cli.index:command", "Make a chain read like one image, without copying it."),
+    "restore": ("chainlift.cli.restore:command", "Undo a lift."),
+    "verify": ("chainlift.cli.verify:command", "Is a lift still true?"),
     "profile": ("chainlift.cli.profile:command", "Where QEMU's time goes on an image, as flame graphs."),
     "map": ("chainlift.cli.map:command", "What qemu-img map says of a chain, many times faster."),
     "qemu": ("chainlift.cli.qemu:command", "QEMUs of other releases: unpack, list, remove."),

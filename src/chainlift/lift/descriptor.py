@@ -8,28 +8,18 @@ quote; an extent that is no multiple of the cluster size would shift the cluster
 from __future__ import annotations
 
 import json
-import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from chainlift.errors import ImageError, OperationError
+from chainlift.chain.linear import DESCRIPTOR_HEAD, MAX_DESCRIPTOR_BYTES, Extent
+from chainlift.chain.names import parse_name
+from chainlift.errors import ImageError, InputError, OperationError
+from chainlift.qcow2.layout import SECTOR_SIZE
 
-SECTOR_BYTES: Final = 512
 MAX_NAME: Final = 511
-#: QEMU reads one byte less than 1 MiB of a descriptor (vmdk_read_desc).
-MAX_TEXT_BYTES: Final = (1 << 20) - 1
 #: The qcow2 header's limit for a backing file name (qcow2 spec, section "Header", backing_file_size).
 MAX_BACKING_NAME: Final = 1023
 
-_EXTENT: Final = re.compile(r'RW (\d+) FLAT "([^"\n]{1,511})" (\d+)')
-_HEAD: Final = """\
-# Disk DescriptorFile
-version=1
-CID=fffffffe
-parentCID=ffffffff
-createType="twoGbMaxExtentFlat"
-"""
 _TAIL: Final = """\
 ddb.virtualHWVersion = "4"
 ddb.geometry.cylinders = "{cylinders}"
@@ -37,20 +27,6 @@ ddb.geometry.heads = "16"
 ddb.geometry.sectors = "63"
 ddb.adapterType = "ide"
 """
-
-
-@dataclass(frozen=True)
-class Extent:
-    """A piece of a file in the linear space.
-
-    :param name: as it stands in the descriptor: absolute, or relative to the descriptor's directory.
-    :param length: bytes in the linear space, a multiple of the cluster size; past the file's end it reads as zeros.
-    :param offset: byte in the file where it begins, a multiple of 512.
-    """
-
-    name: str
-    length: int
-    offset: int = 0
 
 
 def descriptor_text(extents: list[Extent]) -> str:
@@ -61,12 +37,12 @@ def descriptor_text(extents: list[Extent]) -> str:
     lines = []
     for extent in extents:
         check_name(extent.name)
-        if extent.length % SECTOR_BYTES or extent.offset % SECTOR_BYTES or extent.length <= 0:
+        if extent.length % SECTOR_SIZE or extent.offset % SECTOR_SIZE or extent.length <= 0:
             raise OperationError(f"an extent of {extent.length} bytes at {extent.offset} is not made of sectors")
-        lines.append(f'RW {extent.length // SECTOR_BYTES} FLAT "{extent.name}" {extent.offset // SECTOR_BYTES}\n')
+        lines.append(f'RW {extent.length // SECTOR_SIZE} FLAT "{extent.name}" {extent.offset // SECTOR_SIZE}\n')
     total = sum(extent.length for extent in extents)
-    text = _HEAD + "".join(lines) + _TAIL.format(cylinders=min(total // SECTOR_BYTES // (16 * 63), 16383))
-    if len(text.encode(errors="surrogateescape")) > MAX_TEXT_BYTES:
+    text = DESCRIPTOR_HEAD + "".join(lines) + _TAIL.format(cylinders=min(total // SECTOR_SIZE // (16 * 63), 16383))
+    if len(text.encode(errors="surrogateescape")) > MAX_DESCRIPTOR_BYTES:
         raise ImageError(
             f"the names of {len(extents)} layers do not fit into the 1 MiB that QEMU reads of a VMDK descriptor",
             hint="give --copy-budget so that fewer layers remain, or use squash",
@@ -86,24 +62,6 @@ def check_name(name: str) -> None:
     else:
         return
     raise ImageError(what, path=name, hint="rename the layer (and rebase -u what lies on it), or use squash")
-
-
-def parse_descriptor(text: str) -> list[Extent]:
-    """Read a descriptor that :func:`descriptor_text` wrote; anything else in it is refused.
-
-    :raise ImageError: if it is none of ours.
-    """
-    if not text.startswith(_HEAD):
-        raise ImageError("is not a VMDK descriptor of flat extents as chainlift writes it")
-    extents = []
-    for line in text[len(_HEAD) :].splitlines():
-        if line.startswith("ddb."):
-            continue
-        match = _EXTENT.fullmatch(line)
-        if match is None:
-            raise ImageError(f"has a line that chainlift does not write: {line[:60]!r}")
-        extents.append(Extent(match[2], int(match[1]) * SECTOR_BYTES, int(match[3]) * SECTOR_BYTES))
-    return extents
 
 
 def backing_name(descriptor: Path) -> str:
@@ -137,12 +95,14 @@ def backing_name(descriptor: Path) -> str:
 
 
 def index_descriptor(name: str) -> Path | None:
-    """Return the descriptor that a backing name stands for, or None where it is not :func:`backing_name`'s form."""
+    """Return the descriptor of the index that a backing name stands for, or None where it is none.
+
+    QEMU writes such a name in its own way (``block-stream`` down to the index, say), without the read-only options.
+    """
     if not name.startswith("json:"):
         return None
     try:
-        options = json.loads(name[len("json:") :])
-        found = Path(options["file"]["file"]["filename"])
-    except (ValueError, KeyError, TypeError):
+        reference = parse_name(name)
+    except InputError:
         return None
-    return found if name == backing_name(found) else None
+    return Path(reference.path) if reference.is_descriptor else None

@@ -53,16 +53,15 @@ class IndexFile:
     :param descriptor: file descriptor of an empty file, open for reading and writing.
     :param virtual_size: of the disk, in bytes.
     :param cluster_size: of the index, in bytes, 4096 to 2 MiB.
-    :param zstd: compressed clusters that are pointed at are zstd streams.
     """
 
-    def __init__(self, descriptor: int, *, virtual_size: int, cluster_size: int, zstd: bool = False) -> None:
-        self._fd = descriptor
+    def __init__(self, descriptor: int, *, virtual_size: int, cluster_size: int) -> None:
+        self.fd = descriptor
         self.virtual_size = virtual_size
         self.cluster_size = cluster_size
         self.cluster_bits = cluster_size.bit_length() - 1
         self.entries_per_table = cluster_size // 8
-        self._zstd = zstd
+        self._zstd = False
         self._l1 = np.zeros(-(-virtual_size // (cluster_size * self.entries_per_table)), np.uint64)
         self._tables = 0
 
@@ -71,17 +70,21 @@ class IndexFile:
         """L2 tables of the disk that were added."""
         return self._tables
 
+    def use_zstd(self, zstd: bool) -> None:  # noqa: FBT001
+        """Say whether the compressed clusters that are pointed at are zstd streams."""
+        self._zstd = zstd
+
     def add_table(self, l1_index: int, entries: NDArray[np.uint64]) -> None:
         """Add the L2 table of this L1 entry; offsets in it may be provisional until :meth:`finish`."""
         offset = (1 + self._tables) * self.cluster_size
-        write_all(self._fd, tables.to_disk(entries), PREAMBLE_BYTES + offset)
+        write_all(self.fd, tables.to_disk(entries), PREAMBLE_BYTES + offset)
         self._l1[l1_index] = offset
         self._tables += 1
 
     def provisional_tables(self) -> Iterator[tuple[int, NDArray[np.uint64]]]:
         """Read the tables back: L1 index and entries, in the order of the guest's addresses."""
         for l1_index in np.flatnonzero(self._l1):
-            raw = read_exactly(self._fd, self.cluster_size, PREAMBLE_BYTES + int(self._l1[l1_index]))
+            raw = read_exactly(self.fd, self.cluster_size, PREAMBLE_BYTES + int(self._l1[l1_index]))
             yield int(l1_index), np.frombuffer(raw, ">u8").astype(np.uint64)
 
     @property
@@ -95,14 +98,14 @@ class IndexFile:
 
     def finish(
         self,
-        translate: Callable[[int, NDArray[np.uint64]], NDArray[np.uint64]],
+        translate: Callable[[NDArray[np.uint64]], NDArray[np.uint64]],
         *,
         copied_clusters: int,
         rest_bytes: int,
     ) -> int:
         """Write every table with its final offsets, the counts, and the header last.
 
-        :param translate: from an L1 index and its provisional entries to the final ones (no COPIED flags).
+        :param translate: from the provisional entries of a table to the final ones, which have no COPIED flags.
         :param copied_clusters: how many clusters were, or will be, written from :attr:`copied_offset` on.
         :param rest_bytes: length of the linear space behind this file, a multiple of the cluster size.
         :return: the extent's length in bytes.
@@ -116,8 +119,8 @@ class IndexFile:
         counts[layout.end >> bits :] = 1  # by the snapshot, behind the disk's end
 
         for l1_index, entries in self.provisional_tables():
-            final = translate(l1_index, entries)
-            write_all(self._fd, tables.to_disk(final), PREAMBLE_BYTES + int(self._l1[l1_index]))
+            final = translate(entries)
+            write_all(self.fd, tables.to_disk(final), PREAMBLE_BYTES + int(self._l1[l1_index]))
             self._count(counts, final)
 
         rest = np.arange(layout.end, layout.end + rest_bytes, size, dtype=np.uint64)
@@ -136,9 +139,13 @@ class IndexFile:
             block = tables.pack_refcounts(counts[start : start + per_block].astype(np.int64), 4)
             self._write_clusters(layout.refcount_blocks + number * size, block)
         preamble = _PREAMBLE.format(offset=PREAMBLE_BYTES).encode()
-        write_all(self._fd, preamble.ljust(PREAMBLE_BYTES, b"\n"), 0)
+        write_all(self.fd, preamble.ljust(PREAMBLE_BYTES, b"\n"), 0)
         self._write_clusters(0, self._header(layout))
         return layout.end
+
+    def sync(self) -> None:
+        """Put the file on stable storage."""
+        os.fsync(self.fd)
 
     def _layout(self, copied_clusters: int, rest_bytes: int) -> _Layout:
         size = self.cluster_size
@@ -162,7 +169,7 @@ class IndexFile:
         return -(-length // self.cluster_size) * self.cluster_size
 
     def _write_clusters(self, offset: int, data: bytes) -> None:
-        write_all(self._fd, data.ljust(self._clusters(len(data)), b"\0"), PREAMBLE_BYTES + offset)
+        write_all(self.fd, data.ljust(self._clusters(len(data)), b"\0"), PREAMBLE_BYTES + offset)
 
     def _count(self, counts: NDArray[np.uint16], entries: NDArray[np.uint64]) -> None:
         compressed = (entries & np.uint64(qcow2.OFLAG_COMPRESSED)) != 0

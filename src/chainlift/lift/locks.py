@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final, Self
 from chainlift.errors import ImageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Mapping
     from types import TracebackType
 
 _PERM_BASE: Final = 100  # RAW_LOCK_PERM_BASE
@@ -86,22 +86,30 @@ class LayerLocks:
 
     The locks are QEMU's own, so a QEMU that only reads (a VM with these layers as backing files) is not disturbed.
 
-    :param paths: the layers.
+    :param paths: the layers, by any name.
     :raise ImageError: if one of them is open for writing.
     """
 
-    def __init__(self, paths: Iterable[Path]) -> None:
+    def __init__(self, paths: Mapping[str, Path]) -> None:
         self._files: list[_LockedFile] = []
+        #: An open file descriptor for each, for reading, by its name.
+        self.descriptors: dict[str, int] = {}
+        # A chain may have more layers than a process may have files; what we start later gets the old limit again.
+        self._limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (self._limit[1], self._limit[1]))
         try:
-            for path in paths:
-                self._add(path)
+            for name, path in paths.items():
+                self._add(name, path)
         except BaseException:
             self.release()
             raise
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, self._limit)
 
-    def _add(self, path: Path) -> None:
+    def _add(self, name: str, path: Path) -> None:
         file = _open(path)
         self._files.append(file)
+        self.descriptors[name] = file.fd
         for byte in (_PERM_BASE + _CONSISTENT_READ, _SHARED_BASE + _WRITE, _SHARED_BASE + _RESIZE):
             file.lock(byte)
         # Ours are there; now whoever writes, or does not share reading, is seen, and whoever comes later sees us.
@@ -157,17 +165,7 @@ def _open(path: Path) -> _LockedFile:
     try:
         return _LockedFile(path)
     except OSError as error:
-        if error.errno == errno.EMFILE and _raise_file_limit():
-            return _open(path)
         raise ImageError(f"cannot be opened: {error.strerror}", path=path) from error
-
-
-def _raise_file_limit() -> bool:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == hard:
-        return False
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return True
 
 
 def _is_locked(file: _LockedFile, byte: int, length: int) -> bool:

@@ -75,14 +75,14 @@ class Manifest(_Frozen):
     layers: list[Layer]
     #: Layers under a squash, which it has as its own backing chain.
     below: list[Layer] = Field(default_factory=list)
+    #: Whether the layers that a squash replaces were deleted.
+    deleted: bool = False
     #: Files of the lift itself.
     files: list[FileIdentity]
     extents: int = 0
     virtual_size_bytes: int
     cluster_size_bytes: int
     copied_bytes: int
-    #: SHA-256 of the lifted image's header cluster before the switch, to tell what happened after a crash.
-    header_before_sha256: str = ""
 
 
 def write_text(manifest: Manifest) -> str:

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
 SUFFIX: Final = ".lift"
-_NEW: Final = ".new"
+#: What a file is called while it is written.
+NEW_SUFFIX: Final = ".new"
 
 
 def lift_directory(image: Path) -> Path:
@@ -88,7 +89,7 @@ class Workspace:
 
         :return: its descriptor, open for reading and writing.
         """
-        temporary = self.path / (name + _NEW)
+        temporary = self.path / (name + NEW_SUFFIX)
         descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         try:
             try:
@@ -126,14 +127,14 @@ class Workspace:
 
     def _remove_leftovers(self) -> None:
         for path in self.path.iterdir():
-            if path.name.endswith(_NEW) and _is_ours(path.name.removesuffix(_NEW)):
+            if path.name.endswith(NEW_SUFFIX) and _is_ours(path.name.removesuffix(NEW_SUFFIX)):
                 path.unlink()
 
 
 def _is_ours(name: str) -> bool:
     stem, _, number = Path(name).stem.rpartition("-")
     ours = stem in ("index", "squash") and number.isdecimal()
-    return (ours and Path(name).suffix in (".table", ".vmdk", ".qcow2")) or name in (NAME, NAME + _NEW)
+    return (ours and Path(name).suffix in (".table", ".vmdk", ".qcow2")) or name in (NAME, NAME + NEW_SUFFIX)
 
 
 def sync_directory(path: Path) -> None:
@@ -143,6 +144,15 @@ def sync_directory(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def as_errors(workspace: Workspace) -> Iterator[None]:
+    """Turn what the operating system says of a lift's files into one line."""
+    try:
+        yield
+    except OSError as error:
+        raise failed(error, workspace.path) from error
 
 
 def failed(error: OSError, path: Path) -> OperationError:

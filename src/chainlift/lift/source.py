@@ -1,0 +1,208 @@
+"""The image that is to be lifted: what it names as its backing file, and the chain below it as it was before."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from chainlift.chain import ChainPolicy, open_chain
+from chainlift.chain.linear import ExtentsFile
+from chainlift.chain.names import parse_name
+from chainlift.errors import ImageError, InputError
+from chainlift.lift.descriptor import index_descriptor
+from chainlift.lift.manifest import FileIdentity, Layer, Manifest, Pointer
+from chainlift.lift.workspace import lift_directory, read_lift
+from chainlift.qcow2.file import ImageFile
+from chainlift.qcow2.image import read_header
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from chainlift.chain import Chain
+    from chainlift.chain import Layer as ChainLayer
+    from chainlift.lift.files import Sources
+    from chainlift.qcow2.header import Header
+
+_POLICY: Final = ChainPolicy()
+
+
+@dataclass(frozen=True)
+class Source:
+    """An image and its pointers."""
+
+    #: Absolute.
+    image: Path
+    header: Header
+    #: What the header names now.
+    current: Pointer
+    #: What it named before it was lifted: :attr:`current` where it is not lifted.
+    original: Pointer
+    #: The lift that lies beside the image; it need not be in use.
+    manifest: Manifest | None
+
+    @property
+    def is_lifted(self) -> bool:
+        """Whether the header names the lift that lies beside the image."""
+        if self.manifest is None:
+            return False
+        now, then = self.current.name, self.manifest.lifted.name
+        # QEMU may have written the same node's name in its own way.
+        return now == then or ((found := index_descriptor(now)) is not None and found == index_descriptor(then))
+
+    def open_original(self, policy: ChainPolicy = _POLICY) -> Chain:
+        """Open the chain under the image, as it was before the lift."""
+        return open_pointer(self.image, self.original, policy)
+
+
+def find_source(image: str | os.PathLike[str]) -> Source:
+    """Look at an image that is to be lifted, or is.
+
+    :raise ImageError: if it is no qcow2 image, has no backing file, or the manifest of its lift is missing.
+    """
+    path = _absolute(os.fspath(image))
+    if path.is_symlink():
+        raise ImageError("is a symbolic link", path=path, hint="name the image itself: names in it depend on its place")
+    header, current = read_pointer(path)
+    if current is None:
+        raise ImageError("has no backing file: there is no chain to lift", path=path)
+    manifest = read_lift(path)
+    original = current
+    if manifest is not None and current.name == manifest.lifted.name:
+        original = manifest.original  # also where the image and its lift were moved together
+    elif points_into(path, current):
+        if manifest is None:
+            raise ImageError(
+                "stands on a lift whose manifest.json is gone",
+                path=path,
+                hint=f"name the original backing file with qemu-img rebase -u; look into {lift_directory(path)}",
+            )
+        original = manifest.original
+    return Source(path, header, current, original, manifest)
+
+
+def read_pointer(path: Path) -> tuple[Header, Pointer | None]:
+    """Read an image's header and the backing file it names.
+
+    :raise ImageError: if it is no qcow2 image.
+    """
+    file = ImageFile(str(path))
+    try:
+        header = read_header(file)
+    finally:
+        file.close()
+    if header.backing_file is None:
+        return header, None
+    return header, Pointer(name=os.fsdecode(header.backing_file), format=header.backing_format)
+
+
+def points_into(image: Path, pointer: Pointer) -> bool:
+    """Whether a pointer of the image names a file in its own ``IMAGE.lift/``."""
+    target = index_descriptor(pointer.name)
+    if target is None:
+        if pointer.name.startswith("json:"):
+            return False
+        target = Path(parse_name(pointer.name, named_in=str(image)).path)
+    directory = lift_directory(image)
+    return target.parent == directory or (
+        directory.is_dir() and os.path.realpath(target.parent) == os.path.realpath(directory)
+    )
+
+
+def open_pointer(image: Path, pointer: Pointer, policy: ChainPolicy = _POLICY) -> Chain:
+    """Open the chain that a backing name in this image leads to."""
+    name = pointer.name
+    if not name.startswith("json:"):
+        name = parse_name(name, named_in=str(image)).path
+    return open_chain(name, policy, format=pointer.format)
+
+
+def identify(path: Path, *, metadata_sha256: str | None = None) -> FileIdentity:
+    """Return how a file is found now.
+
+    :raise ImageError: if it is not there.
+    """
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise ImageError(f"cannot be looked at: {error.strerror}", path=path) from error
+    return FileIdentity(
+        path=str(path),
+        device=status.st_dev,
+        inode=status.st_ino,
+        size_bytes=status.st_size,
+        mtime_ns=status.st_mtime_ns,
+        ctime_ns=status.st_ctime_ns,
+        metadata_sha256=metadata_sha256,
+    )
+
+
+def describe_layers(chain: Chain, sources: Sources, visible: Sequence[int]) -> list[Layer]:
+    """Return what the manifest says of each file with clusters that a lift stands on.
+
+    Of an index that is a layer of the chain (an image above a lifted one is lifted again) these are the files it
+    points into, and its own table.
+
+    :param visible: clusters of each file that can be seen.
+    """
+    found = []
+    for number, source in enumerate(sources.files):
+        layer = chain.layers[sources.layer[number]]
+        if isinstance(layer.file, ExtentsFile):
+            found.append(_describe_file(source.file, visible[number]))
+        else:
+            found.append(_describe(layer, visible[number]))
+    return found
+
+
+def _describe(layer: ChainLayer, visible: int) -> Layer:
+    backing = None
+    if layer.backing_name is not None:
+        backing = Pointer(name=layer.backing_name, format=layer.backing_format)
+    own_data_file = layer.data_file is not layer.file
+    return Layer(
+        identity=identify(_absolute(layer.path), metadata_sha256=metadata_digest(layer.file)),
+        format="raw" if layer.image is None else "qcow2",
+        backing=backing,
+        visible_clusters=visible,
+        data_file=identify(_absolute(layer.data_file.path)) if own_data_file else None,
+    )
+
+
+def _describe_file(file: ImageFile, visible: int) -> Layer:
+    digest = metadata_digest(file)
+    return Layer(
+        identity=identify(_absolute(file.path), metadata_sha256=digest),
+        format="raw" if digest is None else "qcow2",
+        visible_clusters=visible,
+    )
+
+
+def _absolute(name: str) -> Path:
+    return Path(os.path.abspath(name))  # noqa: PTH100 - links in the name stay, as QEMU resolves names
+
+
+def metadata_digest(file: ImageFile) -> str | None:
+    """Return the SHA-256 of an image's header cluster and L1 table, None for a file that is no qcow2 image."""
+    try:
+        header = read_header(file)
+    except ImageError:
+        return None
+    digest = hashlib.sha256(file.pread(0, header.cluster_size))
+    digest.update(file.pread(header.l1_table_offset, header.l1_size * 8))
+    return digest.hexdigest()
+
+
+def require_liftable(chain: Chain) -> None:
+    """Refuse layers whose clusters cannot be pointed at or copied.
+
+    :raise ImageError: naming the layer.
+    :raise InputError: if a file of the chain is a part of no file system.
+    """
+    for layer in chain.layers:
+        if layer.image is not None:
+            layer.image.require_plain()
+        if layer.path.startswith("json:"):
+            raise InputError("cannot be named in a lift", path=layer.path)

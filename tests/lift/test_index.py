@@ -1,0 +1,291 @@
+import json
+import os
+import random
+import shutil
+import subprocess
+
+import pytest
+from tests.lift.chains import make_chain
+
+from chainlift.chain import open_chain
+from chainlift.errors import ImageError
+from chainlift.lift.lifting import lift_index
+from chainlift.lift.restore import restore_lift
+from chainlift.lift.verify import verify_lift
+from chainlift.lift.workspace import lift_directory
+from chainlift.qcow2.writer import write_image
+
+pytestmark = pytest.mark.integration
+
+BUDGETS = [0, 0, 100_000, 1 << 30]
+
+
+def check_lifted(image, manifest, raw, same, tool, qemu):
+    assert same(image, raw)
+    status, said = tool(qemu, "img", "check", manifest.lifted.name)
+    assert status == 0, said
+    assert "No errors" in said
+    with open_chain(image) as chain:
+        assert chain.read(0, chain.virtual_size) == raw.read_bytes()
+    assert verify_lift(image, content=True)[1] == []
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_an_index_reads_the_same_bytes_and_grows_with_the_chain(
+    tmp_path, seed, host_qemu, tool, same, reference, contents
+):
+    image = make_chain(tmp_path / "chain", seed)
+    raw = reference(image, tmp_path / "raw")
+    before = contents(tmp_path / "chain")
+    manifest = lift_index(image, host_qemu, copy_budget_bytes=BUDGETS[seed % 4])
+    check_lifted(image, manifest, raw, same, tool, host_qemu)
+    assert all(
+        path == str(image) or before[path] == now for path, now in contents(image.parent).items() if path in before
+    )
+
+    grown = image.parent / "grown.qcow2"
+    tool(host_qemu, "img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", image.name, grown)
+    rng = random.Random(seed)
+    for _ in range(3):
+        write = f"write -q -P {rng.randrange(1, 255)} {rng.randrange(1 << 19)} {rng.randrange(1, 100_000)}"
+        assert tool(host_qemu, "io", "-f", "qcow2", "-c", write, grown)[0] == 0
+    reference(grown, raw)
+    again = lift_index(grown, host_qemu, copy_budget_bytes=BUDGETS[(seed + 1) % 4])
+    check_lifted(grown, again, raw, same, tool, host_qemu)
+
+    restore_lift(grown, host_qemu, clean=True)
+    assert not lift_directory(grown).exists()
+    assert same(grown, raw)
+    restore_lift(image, host_qemu, clean=True)
+    assert same(grown, raw)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(100, 250))
+def test_an_index_reads_the_same_bytes(tmp_path, seed, host_qemu, tool, same, reference):
+    image = make_chain(tmp_path / "chain", seed)
+    raw = reference(image, tmp_path / "raw")
+    manifest = lift_index(image, host_qemu, copy_budget_bytes=BUDGETS[seed % 4])
+    check_lifted(image, manifest, raw, same, tool, host_qemu)
+
+
+def plain_chain(directory, length=4, name="layer{}.qcow2"):
+    directory.mkdir(exist_ok=True)
+    backing = None
+    for number in range(length + 1):
+        path = directory / name.format(number)
+        clusters = [number, 10, 20 + number] if number else list(range(32))
+        write_image(
+            path,
+            virtual_size=4 << 20,
+            clusters=clusters,
+            data=lambda c, n=number: bytes([(n * 40 + c) % 251]) * 65536,
+            backing_file=backing,
+            backing_format=backing and "qcow2",
+        )
+        backing = path.name
+    return path
+
+
+def test_nothing_is_copied_and_layers_that_cannot_be_seen_have_no_extent(tmp_path, host_qemu, same, reference):
+    image = plain_chain(tmp_path / "c")
+    # Layer 2 is hidden altogether by what layer 3 has.
+    write_image(tmp_path / "c/layer3.new", virtual_size=4 << 20, clusters=[2, 3, 10, 22], data=b"z" * 4 * 65536,
+                backing_file="layer2.qcow2", backing_format="qcow2")  # fmt: skip
+    (tmp_path / "c/layer3.new").replace(tmp_path / "c/layer3.qcow2")
+    raw = reference(image, tmp_path / "raw")
+    manifest = lift_index(image, host_qemu)
+    assert manifest.copied_bytes == 0
+    assert [layer.visible_clusters > 0 for layer in manifest.layers] == [True, False, True, True]
+    assert manifest.extents == 1 + 3
+    assert sum(path.stat().st_size for path in lift_directory(image).iterdir()) < 1 << 20
+    assert same(image, raw)
+
+
+def test_a_copy_budget_leaves_fewer_extents(tmp_path, host_qemu, same, reference):
+    image = plain_chain(tmp_path / "c", length=8)
+    raw = reference(image, tmp_path / "raw")
+    many = lift_index(image, host_qemu)
+    few = lift_index(image, host_qemu, copy_budget_bytes=8 * 65536)
+    assert 1 < few.extents < many.extents
+    assert few.copied_bytes <= 8 * 65536
+    assert few.original == many.original
+    assert same(image, raw)
+    # What the first index had is gone: the directory holds one lift.
+    assert sorted(path.name for path in lift_directory(image).iterdir()) == [
+        "index-2.table", "index-2.vmdk", "manifest.json",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", [" a b ", "tab\t", "co:lon", "js,on=", "back\\slash", "nbd:x", "h#sh%20", "ünï", "-dash", "json:{}"]
+)
+def test_odd_names_of_layers(tmp_path, host_qemu, same, reference, name):
+    image = plain_chain(tmp_path / "c", length=2)
+    layer = tmp_path / "c" / name
+    (tmp_path / "c/layer1.qcow2").rename(layer)
+    options = f"driver=qcow2,file.filename={image}"
+    command = ["qemu-img", "rebase", "-u", "-F", "qcow2", "-b", str(layer), "--image-opts", options]
+    subprocess.run(command, check=True, capture_output=True)
+    raw = reference(image, tmp_path / "raw")
+    lift_index(image, host_qemu)
+    assert same(image, raw)
+    restore_lift(image, host_qemu)
+    assert same(image, raw)
+
+
+def test_a_name_that_a_descriptor_cannot_carry_is_refused_and_nothing_touched(tmp_path, host_qemu, contents):
+    image = plain_chain(tmp_path / "c", length=2)
+    layer = tmp_path / "c" / 'quo"te'
+    (tmp_path / "c/layer1.qcow2").rename(layer)
+    command = ["qemu-img", "rebase", "-u", "-F", "qcow2", "-b", str(layer), str(image)]
+    subprocess.run(command, check=True, capture_output=True)
+    before = contents(tmp_path)
+    with pytest.raises(ImageError, match=r'quo"te: has a double quote'):
+        lift_index(image, host_qemu)
+    assert contents(tmp_path) == before
+    assert not lift_directory(image).exists()
+
+
+def test_what_is_no_chain_is_refused_and_nothing_touched(tmp_path, host_qemu, contents):
+    (tmp_path / "raw").write_bytes(bytes(65536))
+    write_image(tmp_path / "alone.qcow2", virtual_size=1 << 20)
+    secret = "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10"
+    luks = ["qemu-img", "create", "-q", "--object", "secret,id=s,data=x", "-f", "qcow2", "-o", secret]
+    luks += [str(tmp_path / "luks.qcow2"), "1M"]
+    subprocess.run(luks, check=True, capture_output=True)
+    write_image(tmp_path / "over.qcow2", virtual_size=1 << 20, backing_file="luks.qcow2", backing_format="qcow2")
+    (tmp_path / "link.qcow2").symlink_to("over.qcow2")
+    before = contents(tmp_path)
+    for name, why in [
+        ("raw", "is not a qcow2 image"), ("alone.qcow2", "no chain to lift"), ("over.qcow2", "encrypted"),
+        ("link.qcow2", "symbolic link"), ("missing", "cannot be opened"),
+    ]:  # fmt: skip
+        with pytest.raises(ImageError, match=why):
+            lift_index(tmp_path / name, host_qemu)
+    assert contents(tmp_path) == before
+
+
+def test_an_image_that_a_qemu_has_open_is_refused(tmp_path, host_qemu):
+    image = plain_chain(tmp_path / "c")
+    with subprocess.Popen(["qemu-io", "-f", "qcow2", str(image)], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as io:
+        io.stdin.write(b"read 0 512\n")
+        io.stdin.flush()
+        io.stdout.readline()
+        with pytest.raises(ImageError, match=rf"is open in qemu-io \(process {io.pid}\).*--qmp"):
+            lift_index(image, host_qemu)
+        io.communicate(b"q\n")
+    assert not lift_directory(image).exists()
+
+
+def test_verify_names_what_changed_and_restore_still_works(tmp_path, host_qemu, same, reference):
+    template = tmp_path / "c"
+    image = plain_chain(template)
+    raw = reference(image, tmp_path / "raw")
+    lift_index(image, host_qemu)
+    layer = template / "layer2.qcow2"
+    saved = layer.read_bytes()
+
+    def says():
+        return [(finding.path, finding.what.split(":")[0]) for finding in verify_lift(image)[1]]
+
+    times = layer.stat()
+    with layer.open("r+b") as stream:
+        stream.seek(-1, os.SEEK_END)
+        stream.write(b"!")
+    assert says() == [(str(layer), "was written to")]
+    os.utime(layer, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert says() == [(str(layer), "was touched")]
+    with layer.open("r+b") as stream:
+        stream.seek(65536)  # the writer's first cluster is data; its L1 table lies further on
+        stream.truncate(len(saved) - 65536)
+    assert says() == [(str(layer), "was cut off")]
+    (template / "copy").write_bytes(saved)
+    layer.unlink()
+    assert says() == [(str(layer), "is gone")]
+    (template / "copy").rename(layer)
+    assert says() == [(str(layer), "is another file than it was")]
+    restore_lift(image, host_qemu)
+    assert same(image, raw)
+
+
+def test_verify_content_finds_other_bytes(tmp_path, host_qemu):
+    image = plain_chain(tmp_path / "c")
+    manifest = lift_index(image, host_qemu)
+    table = lift_directory(image) / "index-1.table"
+    times = table.stat()
+    with table.open("r+b") as stream:
+        stream.seek(4096 + 65536)  # the first L2 table: let cluster 0 be cluster 1's
+        entries = bytearray(stream.read(65536))
+        entries[0:8] = entries[8:16]
+        stream.seek(4096 + 65536)
+        stream.write(entries)
+    status = table.stat()
+    path = lift_directory(image) / "manifest.json"
+    data = json.loads(path.read_text())
+    for file in data["files"]:
+        if file["path"] == str(table):
+            file.update(mtime_ns=status.st_mtime_ns, ctime_ns=status.st_ctime_ns)
+    path.write_text(json.dumps(data))
+    assert times.st_size == status.st_size
+    assert manifest.kind == "index"
+    assert verify_lift(image)[1] == []
+    findings = verify_lift(image, content=True)[1]
+    assert [finding.what for finding in findings] == ["reads other bytes than the original chain from offset 0 on"]
+
+
+def test_a_directory_that_was_moved_can_be_restored_and_indexed_again(tmp_path, host_qemu, same, reference):
+    image = plain_chain(tmp_path / "c")
+    raw = reference(image, tmp_path / "raw")
+    lift_index(image, host_qemu)
+    shutil.move(tmp_path / "c", tmp_path / "elsewhere")
+    image = tmp_path / "elsewhere" / image.name
+    lift_index(image, host_qemu)
+    assert same(image, raw)
+    restore_lift(image, host_qemu)
+    assert same(image, raw)
+
+
+def test_clean_refuses_where_another_image_stands_on_the_index(tmp_path, host_qemu, tool, same, reference):
+    image = plain_chain(tmp_path / "c")
+    manifest = lift_index(image, host_qemu)
+    other = tmp_path / "c/other.qcow2"
+    tool(host_qemu, "img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", manifest.lifted.name, other)
+    with pytest.raises(ImageError, match=r"other\.qcow2 stands on it"):
+        restore_lift(image, host_qemu, clean=True)
+    raw = reference(other, tmp_path / "raw")
+    restore_lift(image, host_qemu)
+    assert same(other, raw)
+
+
+def test_a_data_file_can_be_pointed_at(tmp_path, host_qemu, tool, same, reference):
+    base, image = tmp_path / "base.qcow2", tmp_path / "top.qcow2"
+    tool(host_qemu, "img", "create", "-q", "-f", "qcow2", "-o", f"data_file={tmp_path}/base.data", base, "4M")
+    tool(host_qemu, "io", "-f", "qcow2", "-c", "write -q -P 7 64k 300k", "-c", "write -q -P 9 3M 128k", base)
+    middle = tmp_path / "middle.qcow2"
+    write_image(middle, virtual_size=4 << 20, clusters=[2], data=b"m" * 65536, backing_file=base.name,
+                backing_format="qcow2")  # fmt: skip
+    write_image(image, virtual_size=4 << 20, backing_file=middle.name, backing_format="qcow2")
+    raw = reference(image, tmp_path / "raw")
+    manifest = lift_index(image, host_qemu)
+    assert manifest.copied_bytes == 0
+    check_lifted(image, manifest, raw, same, tool, host_qemu)
+
+
+@pytest.mark.parametrize("kind", ["zlib", "zstd", "both"])
+def test_compressed_clusters_are_pointed_at(tmp_path, host_qemu, tool, same, reference, kind, any_qemu):
+    base, middle, image = (tmp_path / name for name in ("base.qcow2", "middle.qcow2", "top.qcow2"))
+    lower, upper = ("zlib", "zstd") if kind == "both" else (kind, kind)
+    write_image(base, virtual_size=4 << 20, compression=lower, clusters=range(40), compress=True,
+                data=lambda c: (b"%d base " % c * 65536)[:65536])  # fmt: skip
+    write_image(middle, virtual_size=4 << 20, compression=upper, clusters=range(10, 20), compress=True,
+                data=lambda c: (b"%d middle " % c * 65536)[:65536],
+                backing_file=base.name, backing_format="qcow2")  # fmt: skip
+    write_image(image, virtual_size=4 << 20, backing_file=middle.name, backing_format="qcow2")
+    raw = reference(image, tmp_path / "raw")
+    manifest = lift_index(image, host_qemu)
+    assert manifest.copied_bytes == (10 * 65536 if kind == "both" else 0)
+    check_lifted(image, manifest, raw, same, tool, host_qemu)
+    if kind != "zlib" and tool(any_qemu, "img", "info", middle)[0] != 0:
+        pytest.skip(f"QEMU {any_qemu.label} was built without zstd")
+    assert same(image, raw, any_qemu)

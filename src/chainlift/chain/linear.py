@@ -91,6 +91,7 @@ class ExtentsFile(ImageFile):
             self.starts.append(self.size)
             self.size += extent.length
         self._files: dict[int, ImageFile] = {}
+        self.base = self.extents[0].offset if self.extents else 0
 
     def file(self, index: int) -> ImageFile:
         """Return the file of an extent.
@@ -104,22 +105,19 @@ class ExtentsFile(ImageFile):
 
     def pread(self, offset: int, length: int) -> bytes:
         """Read bytes; zeros where an extent is longer than its file."""
-        buffer = bytearray(max(0, min(length, self.size - offset)))
-        self.pread_into(memoryview(buffer), offset)
-        return bytes(buffer)
+        length = max(0, min(length, self.size - offset))
+        parts = []
+        while length > 0:
+            index = bisect_right(self.starts, offset) - 1
+            within = offset - self.starts[index]
+            count = min(length, self.extents[index].length - within)
+            parts.append(self.file(index).pread(self.extents[index].offset + within, count).ljust(count, b"\0"))
+            offset, length = offset + count, length - count
+        return b"".join(parts)
 
-    def pread_into(self, view: memoryview, offset: int) -> int:
-        """Fill a buffer; return the bytes that were there."""
-        length = max(0, min(len(view), self.size - offset))
-        done = 0
-        while done < length:
-            index = bisect_right(self.starts, offset + done) - 1
-            within = offset + done - self.starts[index]
-            part = view[done : done + min(length - done, self.extents[index].length - within)]
-            found = self.file(index).pread_into(part, self.extents[index].offset + within)
-            part[found:] = bytes(len(part) - found)
-            done += len(part)
-        return done
+    def fileno(self) -> int:
+        """Return the descriptor of the first extent's file: the index's own, where the tables are."""
+        return self.file(0).fileno()
 
     def refresh_size(self) -> int:
         """Return the size: it is the descriptor's, whatever the files do."""

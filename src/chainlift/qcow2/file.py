@@ -44,6 +44,9 @@ class ImageFile:
     :raise ImageError: if it cannot be opened.
     """
 
+    #: Where offset 0 of the image lies in the file that :meth:`fileno` is the descriptor of, in bytes.
+    base: int = 0
+
     def __init__(self, path: str, *, check: Callable[[str], None] | None = None) -> None:
         self.path = path
         try:

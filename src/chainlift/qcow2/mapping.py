@@ -79,7 +79,7 @@ class TableReader:
         for index, offset in zip(l1_index.tolist(), l2_offset.tolist(), strict=True):
             first = max(index * per_table, first_wanted)
             last = min((index + 1) * per_table, last_wanted)
-            place = offset + (first - index * per_table) * entry_size
+            place = image.file.base + offset + (first - index * per_table) * entry_size
             while first < last:
                 count = min(last - first, per_chunk)
                 found, content = self._read_some(descriptor, place, count, entry_size)

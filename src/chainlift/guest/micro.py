@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from chainlift.qemu.vm import VirtualMachine
 
 _PACKAGES = ("linux-image-cloud-amd64", "busybox-static", "fio", "qemu-guest-agent")
-_MODULES = ("virtio_pci", "virtio_console", "virtio_scsi", "sd_mod", "crc32c_generic", "ext4")
+_MODULES = ("virtio_pci", "virtio_console", "virtio_scsi", "sd_mod", "ext4")
 
 _INIT = """\
 #!/bin/busybox sh
@@ -76,13 +76,15 @@ poweroff -f
 class MicroGuest:
     """The kind of guest that a study uses unless it is told otherwise.
 
+    :param suite: the Debian release that kernel and programs come from; None is the host's own.
     :param fio: whether fio is in it. Its libraries are most of the initramfs; a guest that only boots, reads and halts
         is up half a second sooner without, and its QEMU, which maps the initramfs, is 80 MB smaller.
     """
 
     name = "micro"
 
-    def __init__(self, *, fio: bool = True) -> None:
+    def __init__(self, *, suite: str | None = None, fio: bool = True) -> None:
+        self._suite = suite
         self._programs = ("usr/sbin/qemu-ga", *(("usr/bin/fio",) if fio else ()))
 
     def prepare(self) -> GuestImage:
@@ -91,7 +93,8 @@ class MicroGuest:
         :raise MissingToolError: if apt is not there or knows no such packages.
         :raise OperationError: if a download fails.
         """
-        root = download_and_unpack(_PACKAGES, cache_dir("packages") / "micro", with_depends=True, keep=_wanted)
+        into = cache_dir("packages") / ("micro" if self._suite is None else f"micro-{self._suite}")
+        root = download_and_unpack(_PACKAGES, into, suite=self._suite, with_depends=True, keep=_wanted)
         release = max(path.name.removeprefix("vmlinuz-") for path in (root / "boot").glob("vmlinuz-*"))
         initrd = self._assemble(root, release)
         return GuestImage(
@@ -131,7 +134,9 @@ class MicroGuest:
         image.file("init", _INIT.encode(), executable=True)
         image.file("sbin/shutdown", _SHUTDOWN.encode(), executable=True)
         image.file("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\n").file("etc/group", b"root:x:0:\n")
-        order = load_order(root / "lib/modules" / release, _MODULES)
+        # Debian 12 keeps them in /lib, Debian 13 in /usr/lib.
+        usr_merged = (root / "usr/lib/modules").is_dir()
+        order = load_order(root / ("usr/lib" if usr_merged else "lib") / "modules" / release, _MODULES)
         for module in order:
             image.file(f"modules/{module.name}.ko", module.data)
         image.file("modules/order", "".join(f"{module.name}\n" for module in order).encode())

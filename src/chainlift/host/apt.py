@@ -84,8 +84,7 @@ class PrivateApt:
 
         :raise InputError: if the suite has no such package.
         """
-        if not self._updated:
-            self._update()
+        self.update()
         if with_depends:
             done = self._apt("install", "--download-only", "--yes", "-q", *names)
             folder = self.root / "cache/archives"
@@ -99,7 +98,13 @@ class PrivateApt:
             raise OperationError(f"apt could not fetch {' '.join(names)} of {self.suite}: {line}")
         return sorted(folder.glob("*.deb"))
 
-    def _update(self) -> None:
+    def update(self) -> None:
+        """Read the suite's package lists, the first time.
+
+        :raise InputError: if the host's mirror has no such suite.
+        """
+        if self._updated:
+            return
         done = self._apt("update", "-q")
         # apt says W: and succeeds where a file could not be fetched but an old one would do; ours is never there.
         if done.returncode or "W: Failed to fetch" in done.stderr:
@@ -108,10 +113,14 @@ class PrivateApt:
             raise OperationError(f"apt could not read Debian suite {self.suite}: {_complaint(done.stderr)}")
         self._updated = True
 
+    @property
+    def options(self) -> list[str]:
+        """What makes a plain apt this one: ``-o NAME=VALUE`` for each setting."""
+        return [part for option in self._options for part in ("-o", option)]
+
     def _apt(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        options = [part for option in self._options for part in ("-o", option)]
         return subprocess.run(
-            ["apt-get", *options, *arguments],
+            ["apt-get", *self.options, *arguments],
             cwd=self.root,
             env=_environment(),
             capture_output=True,

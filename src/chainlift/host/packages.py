@@ -15,7 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chainlift.errors import InputError, MissingToolError, OperationError
+from chainlift.errors import MissingToolError, OperationError
+from chainlift.host.apt import private_apt
 from chainlift.host.process import last_lines, run_tool
 
 if TYPE_CHECKING:
@@ -55,41 +56,39 @@ def download_and_unpack(
     :param keep: ...of which those for whose name this is true.
     :return: ``into``.
     :raise MissingToolError: if apt or dpkg-deb is not there, or apt knows no such package.
+    :raise InputError: if there is no such suite.
     :raise OperationError: if a download or an unpacking fails; ``into`` is then as before.
     """
     request = {"names": sorted(names), "suite": suite, "with_depends": with_depends, "keep": keep.__name__}
     with _locked(into):
         stamp = _read_stamp(into)
         same = stamp is not None and stamp["request"] == request
-        if same and _newest_list() < (into / _STAMP).stat().st_mtime:
-            return into  # apt knows nothing that it did not know then, and asking it takes seconds
-        try:
-            packages = resolve(names, suite=suite, with_depends=with_depends, keep=keep)
-        except MissingToolError:
-            # A host without package lists can still use what an earlier run has fetched.
-            if same:
-                return into
-            raise
-        if same and stamp is not None and stamp["packages"] == packages:
-            (into / _STAMP).touch()
+        # Apt knows nothing that it did not know then, and asking it takes seconds; of another suite this host has no
+        # lists, and what was fetched stays until it is removed.
+        if same and (suite is not None or _newest_list() < (into / _STAMP).stat().st_mtime):
             return into
-        with tempfile.TemporaryDirectory(dir=into.parent, prefix=f".{into.name}-") as scratch:
-            debs, root = Path(scratch, "debs"), Path(scratch, "root")
-            debs.mkdir()
-            root.mkdir(mode=0o755)
-            _apt(
-                "apt-get",
-                "download",
-                *(f"{name}={version}" for name, version in packages.items()),
-                suite=suite,
-                cwd=debs,
-            )
-            for deb in sorted(debs.iterdir()):
-                run_tool(["dpkg-deb", "-x", deb, root])
-            (root / _STAMP).write_text(json.dumps({"request": request, "packages": packages}, indent=1) + "\n")
-            if into.exists():
-                into.rename(Path(scratch, "old"))
-            root.rename(into)
+        with _apt_of(suite) as options:
+            try:
+                packages = _resolve(names, options, with_depends=with_depends, keep=keep)
+            except MissingToolError:
+                # A host without package lists can still use what an earlier run has fetched.
+                if same:
+                    return into
+                raise
+            if same and stamp is not None and stamp["packages"] == packages:
+                (into / _STAMP).touch()
+                return into
+            with tempfile.TemporaryDirectory(dir=into.parent, prefix=f".{into.name}-") as scratch:
+                debs, root = Path(scratch, "debs"), Path(scratch, "root")
+                debs.mkdir()
+                root.mkdir(mode=0o755)
+                _apt(options, "download", *(f"{name}={version}" for name, version in packages.items()), cwd=debs)
+                for deb in sorted(debs.iterdir()):
+                    run_tool(["dpkg-deb", "-x", deb, root])
+                (root / _STAMP).write_text(json.dumps({"request": request, "packages": packages}, indent=1) + "\n")
+                if into.exists():
+                    into.rename(Path(scratch, "old"))
+                root.rename(into)
         return into
 
 
@@ -104,9 +103,16 @@ def resolve(
 
     :raise MissingToolError: if apt is not there or knows no such package.
     """
+    with _apt_of(suite) as options:
+        return _resolve(names, options, with_depends=with_depends, keep=keep)
+
+
+def _resolve(
+    names: Sequence[str], options: Sequence[str], *, with_depends: bool, keep: Callable[[str], bool]
+) -> dict[str, str]:
     # An empty list of installed packages: nothing counts as there already.
     empty = ("-o", "Dir::State::status=/dev/null", "--no-install-recommends")
-    plan = _apt("apt-get", "-s", *empty, "install", *names, suite=suite)
+    plan = _apt(options, "-s", *empty, "install", *names)
     versions = dict(_INST.findall(plan))
     if missing := set(names) - set(versions):
         raise MissingToolError(f"apt has no package {', '.join(sorted(missing))}")
@@ -115,20 +121,29 @@ def resolve(
     }
 
 
-def _apt(program: str, *arguments: str, suite: str | None, cwd: Path | None = None) -> str:
-    if suite is not None:
-        raise InputError(f"packages of the suite {suite!r} cannot be had yet")
-    if shutil.which(program) is None:
-        raise MissingToolError(f"no {program} on this host", hint="this needs Debian or a system derived from it")
-    # NoLocking: a simulation writes nothing. Sandbox: apt's own user may not write into a directory of ours.
-    options = ("-q", "-o", "Debug::NoLocking=1", "-o", "APT::Sandbox::User=root")
-    finished = run_tool([program, *options, *arguments], check=False, cwd=cwd, environment={"LC_ALL": "C"})
+@contextmanager
+def _apt_of(suite: str | None) -> Iterator[list[str]]:
+    """Give the options that make apt one of this suite."""
+    if suite is None:
+        # NoLocking: a simulation writes nothing. Sandbox: apt's own user may not write into a directory of ours.
+        yield ["-o", "Debug::NoLocking=1", "-o", "APT::Sandbox::User=root"]
+        return
+    with private_apt(suite) as private:
+        private.update()
+        yield private.options
+
+
+def _apt(options: Sequence[str], verb: str, *arguments: str, cwd: Path | None = None) -> str:
+    if shutil.which("apt-get") is None:
+        raise MissingToolError("no apt-get on this host", hint="this needs Debian or a system derived from it")
+    argv = ["apt-get", "-q", *options, verb, *arguments]
+    finished = run_tool(argv, check=False, cwd=cwd, environment={"LC_ALL": "C"})
     if finished.returncode == 0:
         return finished.stdout
     said = last_lines(finished.stderr, 2)
-    if "Unable to locate package" in said or "No packages found" in said or "has no installation candidate" in said:
+    if "Unable to locate package" in said or "has no installation candidate" in said:
         raise MissingToolError(f"apt says: {said}", hint="run 'apt-get update' as root")
-    raise OperationError(f"{program} {arguments[0]} failed: {said}")
+    raise OperationError(f"apt-get {verb} failed: {said}")
 
 
 def _read_stamp(into: Path) -> dict[str, Any] | None:

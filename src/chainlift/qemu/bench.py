@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import re
 import signal
+import tempfile
 import time
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chainlift.errors import QemuCrashed, QemuError
@@ -15,7 +17,6 @@ from chainlift.qemu.process import QemuProcess, run_tool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from chainlift.qemu.binary import Qemu
 
@@ -69,10 +70,13 @@ def streaming(qemu: Qemu, image: Path, folder: Path, *, cache: str = "writeback"
     """Give a storage daemon with an empty overlay over the image, ready to stream everything into it."""
     from chainlift.qemu.monitor import Monitor
 
-    overlay, socket = folder / "overlay.qcow2", folder / "monitor"
+    overlay = folder / "overlay.qcow2"
     create = ("create", "-q", "-f", "qcow2", "-b", str(image.absolute()), "-F", "qcow2", str(overlay))
     run_tool(qemu.command("img", *create), environment=qemu.environment)
     direct = "on" if cache in ("none", "directsync") else "off"
+    # The address of a UNIX socket is at most 107 bytes long; `folder` may be anywhere.
+    sockets = Path(tempfile.mkdtemp(prefix="chainlift-"))
+    socket = sockets / "monitor"
     argv = qemu.command(
         *("storage-daemon", "--chardev", f"socket,id=monitor,path={socket},server=on,wait=off"),
         *("--monitor", "chardev=monitor"),
@@ -82,21 +86,23 @@ def streaming(qemu: Qemu, image: Path, folder: Path, *, cache: str = "writeback"
         *("--blockdev", "driver=qcow2,node-name=active,file=file"),
     )
     with (
-        QemuProcess(argv, environment=qemu.environment) as process,
+        QemuProcess(argv, environment=qemu.environment, remove=sockets) as process,
         Monitor.connect(socket, process) as monitor,
     ):
 
         def wait(seconds: float) -> None:
             try:
-                monitor.wait_event("BLOCK_JOB_COMPLETED", timeout_s=seconds)
+                event = monitor.wait_event("BLOCK_JOB_COMPLETED", timeout_s=seconds)
             except TimeoutError:
                 return
+            if problem := event.data.get("error"):
+                raise QemuError(f"block-stream failed: {problem}", path=image)
 
-        yield process, lambda: _start(monitor.execute, "active"), wait
+        yield process, lambda: _start(monitor.execute), wait
 
 
-def _start(execute: Callable[..., object], node: str) -> None:
-    execute("block-stream", device=node, job_id="stream")
+def _start(execute: Callable[..., object]) -> None:
+    execute("block-stream", device="active", job_id="stream")
 
 
 def _wait(process: QemuProcess, seconds: float) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from chainlift.errors import GuestError, InputError, QemuError
 from chainlift.study.cpu import cpu_times
+from chainlift.study.host_stream import HostStreamProbe
 from chainlift.study.probe import Probe, Reading, Setup, register
 
 if TYPE_CHECKING:
@@ -220,6 +221,6 @@ def random_probes(plan: Plan) -> Sequence[Probe]:  # noqa: ARG001 - every test's
 
 
 @register("stream")
-def stream_probes(plan: Plan) -> Sequence[Probe]:  # noqa: ARG001
+def stream_probes(plan: Plan) -> Sequence[Probe]:
     """Return the probe of the stream test."""
-    return [StreamProbe()]
+    return [StreamProbe()] if plan.stream_in == "guest" else [HostStreamProbe()]

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 #: The plans that come with chainlift, in the order in which they are listed.
-SHIPPED = ("quick", "seed", "long")
+SHIPPED = ("quick", "seed", "long", "versions", "limits")
 
 GIB = 1 << 30
 
@@ -141,6 +141,28 @@ class RandomPlan(_Table):
     iodepth: int = Field(1, ge=1, le=1024, description="requests in flight")
 
 
+class ProfilePlan(_Table):
+    """Profiles of QEMU with perf, in runs of their own."""
+
+    work: tuple[Literal["read", "stream", "host-4k", "host-64k", "host-4m", "host-stream"], ...] = Field(
+        ("read", "stream", "host-4k"),
+        min_length=1,
+        description="what is profiled: dd and block-stream in a guest, or the same kinds of work without one",
+    )
+    lengths: tuple[int, ...] = Field((), description="lengths at which profiles are made; empty: at all")
+    seconds: float = Field(5.0, ge=0.5, le=600, description="how long host work is recorded; a guest's is, to its end")
+
+    @field_validator("lengths")
+    @classmethod
+    def _lengths(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        return _distinct(value, low=1, high=5000)
+
+    @field_validator("work")
+    @classmethod
+    def _once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return _distinct(value)
+
+
 class Plan(_Table):
     """A study's plan."""
 
@@ -157,6 +179,10 @@ class Plan(_Table):
         ("none",), min_length=1, description='"none", "index", "squash": the disk as it is and lifted'
     )
     lift_lengths: tuple[int, ...] = Field((), description="lengths at which lifted disks are measured; empty: at all")
+    stream_in: Literal["guest", "host"] = Field(
+        "guest",
+        description="guest: block-stream under a running guest; host: the same in a storage daemon, without one",
+    )
     accelerator: Literal["auto", "kvm", "tcg"] = Field(
         "auto", description="auto: KVM where a guest really boots under it, else emulation"
     )
@@ -169,6 +195,7 @@ class Plan(_Table):
     chain: ChainPlan
     host_read: HostReadPlan = Field(default_factory=HostReadPlan)
     random: RandomPlan = Field(default_factory=RandomPlan)
+    profile: ProfilePlan = Field(default_factory=ProfilePlan)
 
     @field_validator("lengths", "lift_lengths")
     @classmethod
@@ -186,6 +213,8 @@ class Plan(_Table):
             raise ValueError(f"lengths: at most chain.length ({self.chain.length}), {max(self.lengths)} is more")
         if unknown := set(self.lift_lengths) - set(self.lengths):
             raise ValueError(f"lift_lengths: {min(unknown)} is not among lengths")
+        if unknown := set(self.profile.lengths) - set(self.lengths):
+            raise ValueError(f"profile.lengths: {min(unknown)} is not among lengths")
         if self.aio == "native" and self.cache not in {"none", "directsync"}:
             raise ValueError('aio: "native" needs cache "none" or "directsync", as in QEMU')
         return self

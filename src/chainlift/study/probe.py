@@ -105,7 +105,7 @@ class Probe(Protocol):
 
 
 #: The modules that register probes; a new one is named here.
-_MODULES = ("chainlift.study.guest_probes", "chainlift.study.host_probe")
+_MODULES = tuple(f"chainlift.study.{name}" for name in ("guest_probes", "host_probe", "profile", "limits"))
 _REGISTRY: dict[str, Callable[[Plan], Sequence[Probe]]] = {}
 
 

@@ -1,0 +1,196 @@
+"""What profiles show: flame graphs drawn from the stacks that a study kept, hot functions by length, a sentence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from chainlift.report.flamegraph import flame_graph
+from chainlift.report.measures import cpu_per_request
+from chainlift.report.tables import Column, Entry, Table
+from chainlift.results.stacks import is_unknown, load_stacks, profile_name
+from chainlift.results.statistics import fit_growth
+from chainlift.results.store import PROFILES, write_atomically
+from chainlift.units import format_seconds
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from chainlift.report.data import Results, Series
+    from chainlift.results.model import Sample
+    from chainlift.results.stacks import Stacks
+
+#: What a profile of host reads was measured as, where nobody profiled.
+TIMED_AS = {"host-4k": "4k-strided-d1", "host-64k": "64k-seq-d1", "host-4m": "4m-seq-d1"}
+_SIZES = {"host-4k": "4 KiB", "host-64k": "64 KiB", "host-4m": "4 MiB"}
+#: The length at which the published profiles were taken.
+PUBLISHED_LENGTH = 300
+KERNEL, UNNAMED, REST = "the kernel", "functions without a name", "all others"
+
+
+@dataclass(frozen=True)
+class Profiled:
+    """One profile of one series."""
+
+    series: Series
+    variant: str
+    length: int
+    stem: str
+    directory: Path
+    stacks: Stacks
+
+
+def profiled(results: Results) -> list[Profiled]:
+    """Return the profiles whose stacks are there: of each series and kind of work, by length."""
+    paths = {run.label: run.path / PROFILES for run in results.runs}
+    found = []
+    for series, sample in results.samples("profile"):
+        directory = paths[series.run]
+        stem = profile_name(sample.variant, sample.qemu, sample.length, sample.lift, sample.repeat)
+        if (file := directory / f"{stem}.folded.gz").is_file():
+            found.append(Profiled(series, sample.variant, sample.length, stem, directory, load_stacks(file)))
+    order = {series: number for number, series in enumerate(results.series)}
+    return sorted(found, key=lambda p: (p.variant, order[p.series], p.length, p.stem))
+
+
+def draw_flame_graphs(results: Results) -> None:
+    """Write flame graphs beside the stacks that they are drawn from.
+
+    Of each series and kind of work: the shortest chain, the one of the published length (else the longest), and what
+    grew between the two; and what differs at that length between the first QEMU and the last.
+    """
+    ends: dict[str, list[Profiled]] = {}
+    for group in _groups(profiled(results)):
+        low = group[0]
+        high = next((p for p in group if p.length == PUBLISHED_LENGTH), group[-1])
+        for one in dict.fromkeys((low.stem, high.stem)):
+            chosen = low if one == low.stem else high
+            _write(chosen.directory, one, flame_graph(chosen.stacks, _title(results, chosen), _samples(chosen)))
+        if high.length > low.length:
+            what = f"red: more than at {_layers(low.length)}, blue: less; {_samples(high)}"
+            graph = flame_graph(high.stacks, _title(results, high), what, before=low.stacks)
+            _write(high.directory, f"{high.stem}--against--{low.length}-layers", graph)
+        ends.setdefault(high.variant, []).append(high)
+    for several in ends.values():
+        first, last = several[0], several[-1]
+        if first.series.qemu != last.series.qemu and first.length == last.length:
+            name = results.qemu_name(first.series)
+            what = f"red: more than with {name}, blue: less; {_samples(last)}"
+            graph = flame_graph(last.stacks, _title(results, last), what, before=first.stacks)
+            _write(last.directory, f"{last.stem}--against--{first.series.qemu.replace(':', '-')}", graph)
+
+
+def share_by_function(stacks: Stacks, functions: list[str]) -> dict[str, float]:
+    """Return each function's self time as a share, and those of the kernel, of the nameless and of the rest."""
+    shares = dict.fromkeys([*functions, KERNEL, UNNAMED, REST], 0.0)
+    total = stacks.total or 1
+    for name, count in stacks.self_samples().items():
+        shares[_kind(name, functions)] += count / total
+    return shares
+
+
+def hot_functions(group: list[Profiled], most: int = 5) -> list[str]:
+    """Return the functions of QEMU and its libraries that take the most self time at any length of a group."""
+    highest: dict[str, float] = {}
+    for one in group:
+        for name, share in share_by_function(one.stacks, list(one.stacks.self_samples())).items():
+            if name not in (KERNEL, UNNAMED, REST) and not name.endswith("_[k]") and not is_unknown(name):
+                highest[name] = max(highest.get(name, 0.0), share)
+    return sorted(highest, key=lambda name: -highest[name])[:most]
+
+
+def hot_tables(results: Results) -> list[Table]:
+    """Return self time by function and length, a table for each kind of work."""
+    tables = []
+    everything = profiled(results)
+    for variant in dict.fromkeys(p.variant for p in everything):
+        rows = []
+        lengths = sorted({p.length for p in everything if p.variant == variant})
+        for group in _groups([p for p in everything if p.variant == variant]):
+            functions = hot_functions(group)
+            shares = {p.length: share_by_function(p.stacks, functions) for p in group}
+            label = results.label(group[0].series) or results.qemu_name(group[0].series)
+            for function in [*functions, KERNEL, UNNAMED, REST]:
+                entries = [_percent(shares[n][function] if n in shares else None) for n in lengths]
+                rows.append((Entry(label, label), Entry(function, function), *entries))
+        columns = (
+            Column("series", "Of", numeric=False),
+            Column("function", "Function", numeric=False),
+            *(Column(f"share_{n}", _layers(n)) for n in lengths),
+        )
+        tables.append(Table(f"Self time by function: {variant}", columns, tuple(rows)))
+    return tables
+
+
+def calls_sentence(results: Results) -> str | None:
+    """Say how the time in ``bdrv_is_inserted`` grows: share of the profile times CPU time a request, by length."""
+    sentences = []
+    for variant, timed in TIMED_AS.items():
+        for series in results.plain:
+            costs = _inserted_cost(results, series, variant, timed)
+            growth = fit_growth(costs) if len(costs) > 1 else None
+            if growth is None:
+                continue
+            label = results.label(series)
+            low, high = (f"{format_seconds(costs[n])} at {_layers(n)}" for n in (min(costs), max(costs)))
+            label = results.label(series)
+            sentences.append(
+                f"{label + ': a' if label else 'A'} {_SIZES[variant]} read spends {low} and {high} in "
+                f"bdrv_is_inserted, CPU time: it grows as length^{growth.exponent:.1f}."
+            )
+        if sentences:
+            break
+    if not sentences:
+        return None
+    return " ".join(sentences) + (
+        " One call walks the chain below it (linear); a read makes one at every level it falls through (quadratic); "
+        "what grows faster than that is the processor's caches running full."
+    )
+
+
+def _inserted_cost(results: Results, series: Series, variant: str, timed: str) -> dict[int, float]:
+    """Return CPU seconds a request in ``bdrv_is_inserted`` by length, where both the profile and the time are there."""
+
+    def of(test: str, wanted: str) -> Iterator[Sample]:
+        return (s for other, s in results.samples(test) if (other, s.variant, s.outcome) == (series, wanted, "ok"))
+
+    cpu = {s.length: seconds for s in of("host", timed) if (seconds := cpu_per_request(s))}
+    shares = {s.length: share for s in of("profile", variant) if (share := s.metrics.get("share_is_inserted"))}
+    return {n: shares[n] * cpu[n] for n in sorted(shares) if n in cpu}
+
+
+def _groups(found: list[Profiled]) -> list[list[Profiled]]:
+    """Split profiles, already in order, by series and kind of work; a repeat after the first is left out."""
+    groups: dict[tuple[str, Series], dict[int, Profiled]] = {}
+    for one in found:
+        groups.setdefault((one.variant, one.series), {}).setdefault(one.length, one)
+    return [list(group.values()) for group in groups.values()]
+
+
+def _kind(name: str, functions: list[str]) -> str:
+    if name in functions:
+        return name
+    if name.endswith("_[k]") or name == "[kernel]":
+        return KERNEL
+    return UNNAMED if is_unknown(name) else REST
+
+
+def _title(results: Results, one: Profiled) -> str:
+    return f"{one.variant}, {_layers(one.length)}, {results.qemu_name(one.series)}"
+
+
+def _samples(one: Profiled) -> str:
+    return f"{one.stacks.total:,} samples"
+
+
+def _layers(length: int) -> str:
+    return f"{length:,} layer{'s' * (length != 1)}"
+
+
+def _percent(share: float | None) -> Entry:
+    return Entry(share, "" if share is None else f"{100 * share:.1f} %")
+
+
+def _write(directory: Path, stem: str, graph: str) -> None:
+    write_atomically(directory / f"{stem}.svg", graph)

@@ -1,0 +1,60 @@
+"""The test ``limits``: the longest chain that a QEMU opens, and the longest that it reads, by bisection.
+
+It works on the whole chain once, not at each length: its samples stand under the length of the chain that was tried.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from chainlift.qemu.limits import Attempt, attempt_length, bisect, crash_place, describe_limit
+from chainlift.study.probe import Probe, Reading, Setup, register
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from chainlift.results.model import Test
+    from chainlift.study.plan import Plan
+
+
+class LimitsProbe:
+    """Bisects; both limits come from the same attempts."""
+
+    title = "limits"
+    names: Sequence[tuple[Test, str]] = (("limits", "open"), ("limits", "read"))
+
+    def lengths(self, plan: Plan) -> Sequence[int]:
+        """See :class:`~chainlift.study.probe.Probe`."""
+        return (plan.chain.length,)
+
+    def measure(self, setup: Setup) -> Iterator[Reading]:
+        """See :class:`~chainlift.study.probe.Probe`."""
+        size = setup.plan.chain.size
+        attempts: dict[int, Attempt] = {}
+
+        def attempt(length: int) -> Attempt:
+            if length not in attempts:
+                setup.progress.note(f"limits: QEMU {setup.qemu.label}, {length} layers")
+                attempts[length] = attempt_length(setup.qemu, setup.chain.layer(length), length, size)
+            return attempts[length]
+
+        for what, works in (("open", lambda a: a.opens), ("read", lambda a: a.reads)):
+            limit = bisect(attempt, works, setup.length)
+            metrics: dict[str, float] = {"longest": float(limit.longest.length if limit.longest else 0)}
+            failure = limit.shortest_failure
+            if limit.longest and limit.longest.open_s is not None:
+                metrics |= {"open_s": limit.longest.open_s}
+                metrics |= {"file_descriptors": float(limit.longest.file_descriptors or 0)}
+            place = None
+            if failure and failure.signal:
+                metrics["signal"] = float(failure.signal)
+                place = crash_place(setup.qemu, setup.chain.layer(failure.length), size)
+            detail = describe_limit(replace(limit, place=place), what)
+            yield Reading("limits", what, metrics, detail=detail)
+
+
+@register("limits")
+def limits_probes(plan: Plan) -> Sequence[Probe]:  # noqa: ARG001 - every test's function takes the plan
+    """Return the probe of the limits test."""
+    return [LimitsProbe()]

@@ -86,20 +86,24 @@ class Namer:
     @property
     def hints(self) -> tuple[str, ...]:
         """What would name the functions that had no name."""
-        hints = (symbols.hint for file in sorted(self._unnamed) if "qemu" in file and (symbols := self._known[file]))
+        hints = (symbols.hint for file in sorted(self._unnamed) if _is_qemu(file) and (symbols := self._known[file]))
         return tuple(hint for hint in hints if hint)
 
     def _symbols(self, file: str) -> Symbols | None:
         if file not in self._known:
             try:
                 path = Path(file)
-                extra = self._extra if self._extra and "qemu" in path.name else None
+                extra = self._extra if _is_qemu(file) else None
                 self._known[file] = load_symbols(path, extra)
             except InputError:
                 if self._extra:
                     raise
                 self._known[file] = None
         return self._known[file]
+
+
+def _is_qemu(file: str) -> bool:
+    return Path(file).name.startswith("qemu")
 
 
 def name_samples(samples: Iterable[PerfSample], symbols: Path | None = None) -> Profile:

@@ -55,9 +55,10 @@ class Symbols:
         if self.complete:
             return None
         what = "no symbols" if not self.named else "no symbols of static functions"
+        package = "qemu-system-x86-dbgsym" if "system" in self.elf.path.name else "qemu-utils-dbgsym"
         return (
-            f"{what} for {self.elf.path} (build ID {self.elf.build_id or 'none'}): install its debug symbol package "
-            "(Debian: qemu-utils-dbgsym, qemu-system-x86-dbgsym), set DEBUGINFOD_URLS, or give --symbols"
+            f"{what} for {self.elf.path} (build ID {self.elf.build_id or 'none'}): install its debug symbols "
+            f"(Debian: {package}), set DEBUGINFOD_URLS, or give --symbols"
         )
 
 

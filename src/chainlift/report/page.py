@@ -21,6 +21,7 @@ from chainlift.report.findings import (
     memory_sentence,
 )
 from chainlift.report.measures import HOST, MEMORY_READ, RANDOM, READ, STREAM, STREAM_MEMORY
+from chainlift.report.profiles import draw_flame_graphs
 from chainlift.report.sections import profiles_of, sections_of
 from chainlift.report.warnings import warnings
 from chainlift.results.store import REPORT, write_atomically
@@ -67,6 +68,7 @@ def write_report(directories: Sequence[Path]) -> Path:
     style.require()
     results = Results.load(directories)
     target = directories[0]
+    draw_flame_graphs(results)
     pictures = draw_all(results)
     with style.look():
         (target / FIGURES).mkdir(exist_ok=True)

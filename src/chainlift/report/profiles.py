@@ -61,7 +61,7 @@ def draw_flame_graphs(results: Results) -> None:
     grew between the two; and what differs at that length between the first QEMU and the last.
     """
     ends: dict[str, list[Profiled]] = {}
-    for group in _groups(profiled(results)):
+    for group in groups_of(profiled(results)):
         low = group[0]
         high = next((p for p in group if p.length == PUBLISHED_LENGTH), group[-1])
         for one in dict.fromkeys((low.stem, high.stem)):
@@ -107,7 +107,7 @@ def hot_tables(results: Results) -> list[Table]:
     for variant in dict.fromkeys(p.variant for p in everything):
         rows = []
         lengths = sorted({p.length for p in everything if p.variant == variant})
-        for group in _groups([p for p in everything if p.variant == variant]):
+        for group in groups_of([p for p in everything if p.variant == variant]):
             functions = hot_functions(group)
             shares = {p.length: share_by_function(p.stacks, functions) for p in group}
             label = results.label(group[0].series) or results.qemu_name(group[0].series)
@@ -160,7 +160,7 @@ def _inserted_cost(results: Results, series: Series, variant: str, timed: str) -
     return {n: shares[n] * cpu[n] for n in sorted(shares) if n in cpu}
 
 
-def _groups(found: list[Profiled]) -> list[list[Profiled]]:
+def groups_of(found: list[Profiled]) -> list[list[Profiled]]:
     """Split profiles, already in order, by series and kind of work; a repeat after the first is left out."""
     groups: dict[tuple[str, Series], dict[int, Profiled]] = {}
     for one in found:

@@ -18,6 +18,7 @@ from chainlift.report.findings import (
 )
 from chainlift.report.measures import HOST
 from chainlift.report.method import chain_facts, environment_facts, how_it_was_measured
+from chainlift.report.profiles import calls_sentence, hot_tables
 from chainlift.report.reference import published
 from chainlift.report.tables import (
     Column,
@@ -117,7 +118,9 @@ def sections_of(results: Results, pictures: list[Picture]) -> list[Section]:
         Section(
             "profiles",
             "Where the time goes",
-            tables=tuple(t for t in (share_table(results),) if t.rows),
+            tuple(s for s in (calls_sentence(results),) if s),
+            pictures=_of(drawn, "hot-functions"),
+            tables=tuple(t for t in (share_table(results), *hot_tables(results)) if t.rows),
             profiles=tuple(profiles_of(results)),
         ),
         Section(

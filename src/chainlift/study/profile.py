@@ -69,8 +69,9 @@ class ProfileProbe:
             return
         name = profile_name(self.variant, setup.qemu.label, setup.length, setup.lift, setup.repeat)
         save_stacks(setup.results / PROFILES, name, profile.stacks)
-        for hint in profile.hints:
-            setup.progress.note(hint)
+        if setup.repeat == 0 and setup.length == min(self.lengths(setup.plan)):
+            for hint in profile.hints:
+                setup.progress.note(hint)
         yield Reading("profile", self.variant, profile.metrics())
 
     def _profile(self, setup: Setup) -> Profile:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from chainlift.report.figures import hosts, lifts, live, memory, shape, times
+from chainlift.report.figures import hosts, lifts, live, memory, profiles, shape, times
 
 if TYPE_CHECKING:
     from chainlift.report.data import Results
@@ -17,6 +17,7 @@ _KINDS = (
     times.draw_stream,
     times.draw_random,
     live.draw_live,
+    profiles.draw_hot_functions,
     shape.draw_shape,
 )
 

@@ -159,26 +159,29 @@ class ChainMachine(RuleBasedStateMachine):
         name, image_format = self.top
         # What counts as a hole, and how many blocks a file has, changes when a file system writes it out.
         self.run_tool("sync", *(path.name for path in self.directory.iterdir()), check=True)
-        self.run_tool("qemu-img", "convert", "-f", image_format, "-O", "raw", name, "whole.raw", check=True)
-        expected = (self.directory / "whole.raw").read_bytes()
         mapped = self.run_tool("qemu-img", "map", "-f", image_format, "--output=json", name, check=True).stdout.decode()
         table = self.run_tool("qemu-img", "map", "-f", image_format, name)
         before = Path.cwd()
         os.chdir(self.directory)
         try:
             with open_chain(name, format=image_format) as chain:
+                # Before anything is read: extents that were set aside, once in the page cache, are holes no more.
+                self.compare_maps(chain, mapped, table)
+                self.run_tool("qemu-img", "convert", "-f", image_format, "-O", "raw", name, "whole.raw", check=True)
+                expected = (self.directory / "whole.raw").read_bytes()
                 assert chain.read(0, chain.virtual_size) == expected, self.log
-                text = "".join(map_json(map_chain(chain), with_compressed='"compressed"' in mapped))
-                assert text == mapped, self.log
-                if table.returncode == 0:
-                    assert "".join(map_table(map_chain(chain), name)) == table.stdout.decode(), self.log
-                else:
-                    with pytest.raises(ImageError, match="--json"):
-                        list(map_table(map_chain(chain), name))
-                total = sum(window.length for window in chain.resolve())
-                assert total == chain.virtual_size
+                assert sum(window.length for window in chain.resolve()) == chain.virtual_size
         finally:
             os.chdir(before)
+
+    def compare_maps(self, chain, mapped, table):
+        text = "".join(map_json(map_chain(chain), with_compressed='"compressed"' in mapped))
+        assert text == mapped, self.log
+        if table.returncode == 0:
+            assert "".join(map_table(map_chain(chain), "image")) == table.stdout.decode(), self.log
+        else:
+            with pytest.raises(ImageError, match="--json"):
+                list(map_table(map_chain(chain), "image"))
 
 
 def run_machine(chains):

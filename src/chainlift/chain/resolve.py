@@ -45,6 +45,8 @@ class Resolver:
         self._granularity = chain.granularity
         self._size = chain.virtual_size
         self._tally = tally
+        #: With a tally, the L2 tables of each layer.
+        self.table_count = np.zeros(len(self._layers), dtype=np.int64)
         self._reader = TableReader()
         #: For each layer the guest offset of the first L2 table at or after the window, as far as is known.
         self._next_table = np.full(len(self._layers), -1, dtype=np.int64)
@@ -132,7 +134,10 @@ class Resolver:
         assert image is not None
         start, stop = canvas.window.start, min(canvas.window.end, layer.virtual_size)
         tables, offsets = _tables(image, start, stop)
-        if self._tally is None and len(tables):
+        if self._tally is not None:
+            # A table that began in the window before was counted there.
+            self.table_count[index] += np.count_nonzero(tables * image.table_span >= start)
+        elif len(tables):
             wanted = canvas.has_open(tables * image.table_span, image.table_span)
             tables, offsets = tables[wanted], offsets[wanted]
         if not len(tables):
@@ -148,6 +153,7 @@ class Resolver:
     def _count_only(self, index: int, image: Image, start: int, stop: int) -> None:
         assert self._tally is not None
         tables, offsets = _tables(image, start, stop)
+        self.table_count[index] += np.count_nonzero(tables * image.table_span >= start)
         for mapping in self._reader.read(image, tables, offsets, start, stop):
             begins = mapping.unit * image.header.subcluster_size
             self._tally[index] += np.bincount(mapping.kind[begins >= start], minlength=len(Kind))

@@ -22,6 +22,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "restore": ("chainlift.cli.restore:command", "Undo a lift."),
     "verify": ("chainlift.cli.verify:command", "Is a lift still true?"),
     "profile": ("chainlift.cli.profile:command", "Where QEMU's time goes on an image, as flame graphs."),
+    "inspect": ("chainlift.cli.inspect:command", "Who backs whom, what is dead weight, how far reads fall."),
     "map": ("chainlift.cli.map:command", "What qemu-img map says of a chain, many times faster."),
     "qemu": ("chainlift.cli.qemu:command", "QEMUs of other releases: unpack, list, remove."),
 }

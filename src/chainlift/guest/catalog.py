@@ -26,11 +26,11 @@ def guest_kind(
     :param name: ``micro`` or ``debian``.
     :param qemu: what lays a workload's data down where the guest itself must write it.
     :param accelerator: what it will run on.
-    :param suite: the Debian release that ``debian`` is made of; None is the host's own.
+    :param suite: the Debian release that ``micro`` or ``debian`` is made of; None is the host's own.
     :raise InputError: if there is no such kind.
     """
     if name == "micro":
-        return MicroGuest()
+        return MicroGuest(suite=suite)
     if name == "debian":
         return DebianGuest(suite=suite, accelerator=accelerator)
     raise InputError(f"there is no guest {name!r}", hint="give micro or debian")

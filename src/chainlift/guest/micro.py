@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
+import time
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 
 _PACKAGES = ("linux-image-cloud-amd64", "busybox-static", "fio", "qemu-guest-agent")
 _MODULES = ("virtio_pci", "virtio_console", "virtio_scsi", "sd_mod", "ext4")
+
+#: An initramfs that was not used for so long goes when another one is made: they are 60 to 90 MB each.
+_KEEP_S = 30 * 86400
 
 _INIT = """\
 #!/bin/busybox sh
@@ -125,7 +129,11 @@ class MicroGuest:
         recipe = Path(__file__).read_bytes() + json.dumps([stamp, self._programs], sort_keys=True).encode()
         path = cache_dir("guest") / f"micro-{release}-{hashlib.sha256(recipe).hexdigest()[:16]}.cpio"
         if path.exists():
+            path.touch()
             return path
+        for old in path.parent.glob("micro-*.cpio"):
+            if old.stat().st_mtime < time.time() - _KEEP_S:
+                old.unlink(missing_ok=True)
         image = Initramfs()
         for directory in ("dev", "proc", "sys", "run", "tmp", "mnt", "root", "sbin", "usr/bin", "etc", "var"):
             image.directory(directory)

@@ -16,7 +16,7 @@ import tempfile
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Self
+from typing import IO, TYPE_CHECKING, Any, Self
 
 from chainlift.errors import MissingToolError, OperationError
 
@@ -124,14 +124,14 @@ class Process:
         self._report = os.fdopen(report, "rb")
         self._lock = threading.Lock()
         self._finished: Finished | None = None
-        first = self._report.readline()
-        if not first:
-            self.close()
-            raise OperationError(f"{self.argv[0]} could not be started")
-        self.pid: int = json.loads(first)["pid"]
         self._pidfd = -1
-        with contextlib.suppress(ProcessLookupError):  # it may have ended already
-            self._pidfd = os.pidfd_open(self.pid)
+        try:
+            self.pid: int = self._read_report()["pid"]
+            with contextlib.suppress(ProcessLookupError):  # it may have ended already
+                self._pidfd = os.pidfd_open(self.pid)
+        except BaseException:  # Ctrl-C too: nothing may run on without an owner
+            self.close()
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -175,6 +175,14 @@ class Process:
             )
             return self._finished
 
+    def _read_report(self) -> dict[str, Any]:
+        """Read the next of the supervisor's two lines."""
+        line = self._report.readline()
+        if not line:
+            raise OperationError(f"the supervisor of {self.argv[0]} was killed", hint="so was the program")
+        report: dict[str, Any] = json.loads(line)
+        return report
+
     def send_signal(self, number: signal.Signals) -> None:
         """Send the program a signal; one that has ended does not mind."""
         if self._pidfd >= 0:
@@ -191,11 +199,11 @@ class Process:
         if self._lifeline >= 0:
             os.close(self._lifeline)
             self._lifeline = -1
-            with contextlib.suppress(OperationError, AttributeError):
+            with contextlib.suppress(OperationError):
                 self.wait()
             self._supervisor.wait()
             self._report.close()
-            if getattr(self, "_pidfd", -1) >= 0:
+            if self._pidfd >= 0:
                 os.close(self._pidfd)
                 self._pidfd = -1
             for file in (self._stdout, self._stderr, self._supervisor.stdout, self._supervisor.stderr):

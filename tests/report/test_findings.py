@@ -3,6 +3,7 @@ import pytest
 from chainlift.report.data import Results
 from chainlift.report.explain import explanation, verdicts
 from chainlift.report.findings import (
+    comparison_sentence,
     failure_sentences,
     growth_sentence,
     headline,
@@ -103,3 +104,18 @@ def test_what_a_reader_must_know_is_said(make, samples, warning):
 def test_quiet_complete_results_have_no_warning(make):
     quiet = [host_read(n, 0.1 * n + i * 1e-4, repeat=i, load_1m=0.3) for n in (1, 300) for i in range(3)]
     assert warnings(results(make(*quiet))) == []
+
+
+def test_several_qemus_are_compared_at_the_longest_chain_that_all_of_them_read(make):
+    qemus = [
+        QemuFacts(label=label, binary="q", version=version, source=label, accelerator="tcg")
+        for label, version in (("debian:trixie", "10.0.2 (Debian)"), ("host", "7.2.22"))
+    ]
+    samples = [host_read(n, 0.001 * n * k, qemu=q) for n in (1, 300) for q, k in (("debian:trixie", 2), ("host", 1))]
+    samples.append(host_read(1000, 1.0, qemu="host"))
+    loaded = results(make(*samples, qemus=qemus))
+    assert (
+        comparison_sentence(loaded)
+        == "A 4 KiB read through 300 layers against 1: QEMU 10.0.2 300 times, QEMU 7.2.22 300 times."
+    )
+    assert headline(loaded) == "A 4 KiB read through 1,000 layers takes 1000 times as long as through 1.", "its own"

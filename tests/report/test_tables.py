@@ -47,3 +47,20 @@ def test_every_table_of_recorded_results_is_json(recorded):
 
 def test_without_samples_there_is_no_table(make):
     assert result_tables([make()]) == []
+
+
+def test_the_limits_of_a_qemu_say_what_stopped_it(make):
+    limit = host_read(
+        2000, 0, test="limits", variant="read", metrics={"longest": 866.0, "open_s": 4.5, "file_descriptors": 870.0},
+        detail="QEMU ended by signal 11 (SIGSEGV) at 867 layers",
+    )  # fmt: skip
+    (table,) = result_tables([make(limit)])
+    texts = [entry.text for entry in table.rows[0]][1:]
+    assert texts == ["read", "866", "4.50 s", "870", "QEMU ended by signal 11 (SIGSEGV) at 867 layers"]
+
+
+def test_growth_of_several_series_stands_side_by_side(make):
+    reads = [host_read(n, 0.01 + 1e-6 * n**k, qemu=q) for n in (1, 10, 100, 300) for q, k in (("a", 1), ("b", 2))]
+    table = next(t for t in result_tables([make(*reads)]) if t.title.startswith("Growth"))
+    assert [c.title for c in table.columns] == ["What the chain adds to", "QEMU a", "QEMU b"]
+    assert [round(float(e.value), 1) for e in table.rows[0][1:]] == [1.0, 2.0]

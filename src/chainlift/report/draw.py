@@ -7,7 +7,6 @@ which QEMU crashed.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 from math import log10
 from typing import TYPE_CHECKING
 
@@ -71,7 +70,10 @@ def bar_panel(axes: Axes, bars: Sequence[Bar], write: Callable[[float], str], *,
         place += 1
     labels = [(place + bar.shift, bar.label) for place, bar in zip(places, bars, strict=True) if bar.shift is not None]
     axes.set_xticks([place for place, _ in labels], [label for _, label in labels])
-    axes.set_xlim(-0.6, max(places, default=0) + 0.6)
+    # One bar alone does not fill the panel.
+    last = max(places, default=0)
+    room = max(0.0, (2 - last) / 2)
+    axes.set_xlim(-0.6 - room, last + 0.6 + room)
     axes.set_ylim(0, top * 1.24)
     axes.yaxis.set_visible(False)
     axes.spines["left"].set_visible(False)
@@ -106,9 +108,14 @@ class Line:
 
 
 def log_panel(
-    axes: Axes, lines: Sequence[Line], write: Callable[[float], str], *, label_room: float = 3.2, ticks: bool = True
+    axes: Axes, lines: Sequence[Line], write: Callable[[float], str], *, label_room: float = 3.2, base: int = 10
 ) -> None:
-    """Draw lines on two logarithmic axes, each named at its end."""
+    """Draw lines on two logarithmic axes, each named at its end.
+
+    :param write: writes a value, with its unit.
+    :param label_room: how many times the longest length the axis reaches, for the names.
+    :param base: values stand at the powers of this: 10, or 8 where the unit is binary.
+    """
     from statistics import median
 
     from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
@@ -145,24 +152,24 @@ def log_panel(
     # A line of a label as a share of the panel's height, which its title and axis leave.
     share = 12.5 / (axes.get_window_extent().height / axes.figure.dpi * 72)
     decades = log10(ceiling / floor) * share
-    levels = _apart([e[1] for e in ends], [1 + e[2].label.count("\n") for e in ends], decades)
+    levels = _apart([e[1] for e in ends], [1 + e[2].label.count("\n") for e in ends], decades, ceiling)
     for (place, _, line), level in zip(ends, levels, strict=True):
         if line.label:
             axes.annotate(line.label, (place, level), (9, 0), textcoords="offset points", ha="left", va="center",
-                          fontsize=9.5, color=line.colour, fontweight="bold", linespacing=1.15)  # fmt: skip
+                          fontsize=9.5, color=line.colour, fontweight="bold", linespacing=1.15,
+                          annotation_clip=False)  # fmt: skip
     right = max(lengths) * (label_room if any(e[2].label for e in ends) else 1.3)
     axes.set_xlim(min(lengths) / 1.25, right)
     axes.set_ylim(floor, ceiling)
-    axes.xaxis.set_major_locator(FixedLocator(_thinned(lengths)))
+    width = axes.get_window_extent().width / axes.figure.dpi * 72 * 0.85
+    axes.xaxis.set_major_locator(FixedLocator(_thinned(lengths, width / log10(right / min(lengths) * 1.25))))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda n, _: f"{n:,.0f}"))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_locator(LogLocator(numticks=12))
+    axes.yaxis.set_major_locator(LogLocator(base, numticks=12))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: tidy(write(v))))
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.grid(visible=True, axis="y", which="major", color=GRID)
     axes.spines["left"].set_visible(False)
-    if not ticks:
-        axes.set_xticklabels([])
 
 
 def tidy(text: str) -> str:
@@ -180,11 +187,13 @@ def byte_ticks(top: float, count: int) -> list[int]:
     return list(range(0, int(top) + 1, step))
 
 
-def _thinned(lengths: Sequence[int]) -> list[int]:
+def _thinned(lengths: Sequence[int], points_a_decade: float) -> list[int]:
     """Leave out lengths whose labels would touch on a logarithmic axis; the ends stay."""
     kept = [lengths[-1]]
     for length in reversed(lengths[:-1]):
-        if kept[-1] / length >= 1.42:
+        room = log10(kept[-1] / length) * points_a_decade
+        # Digits of the tick labels' size, half of each label, and a gap.
+        if room >= 6.5 * (len(f"{length:,}") + len(f"{kept[-1]:,}")) / 2 + 5:
             kept.append(length)
     return kept
 
@@ -193,18 +202,12 @@ def _between(first: float, last: float, count: int = 60) -> list[float]:
     return [first * (last / first) ** (i / (count - 1)) for i in range(count)]
 
 
-def _apart(levels: Sequence[float], lines: Sequence[int], decades: float) -> list[float]:
-    """Move labels that would touch on a logarithmic axis apart, keeping their order; a line has so many decades."""
-    order = sorted(range(len(levels)), key=lambda i: levels[i])
+def _apart(levels: Sequence[float], lines: Sequence[int], decades: float, ceiling: float) -> list[float]:
+    """Move labels down until none touches another or the panel's top; a line of a label takes so many decades."""
     placed = list(levels)
-    for _ in range(200):
-        moved = False
-        for low, high in pairwise(order):
-            least = 10 ** (decades * (lines[low] + lines[high]) / 2)
-            if placed[high] < placed[low] * least * 0.999:
-                middle = (placed[high] * placed[low]) ** 0.5
-                placed[low], placed[high] = middle / least**0.5, middle * least**0.5
-                moved = True
-        if not moved:
-            break
+    bound = ceiling
+    for label in sorted(range(len(levels)), key=lambda i: -levels[i]):
+        half = 10 ** (decades * lines[label] / 2)
+        placed[label] = min(levels[label], bound / half)
+        bound = placed[label] / half
     return placed

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from chainlift.report.findings import HIDES, SHOWS, Effect, effect_of, first_plain, percent
-from chainlift.report.measures import HOST, RANDOM, READ, STREAM, cpu_s
+from chainlift.report.measures import HOST, RANDOM, READ, STREAM, STREAM_HOST, cpu_s
 from chainlift.results.statistics import summarise
 from chainlift.units import format_bytes, format_ratio, format_seconds
 
@@ -28,7 +28,7 @@ def verdicts(results: Results) -> list[Verdict]:
     series = first_plain(results)
     if series is None:
         return []
-    effects = [effect_of(results, series, m) for m in (*HOST, RANDOM, READ, STREAM)]
+    effects = [effect_of(results, series, m) for m in (*HOST, RANDOM, READ, STREAM, STREAM_HOST)]
     found = [Verdict(e, _shows(e)) for e in effects if e is not None]
     return sorted(found, key=lambda v: -v.effect.ratio)
 

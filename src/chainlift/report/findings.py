@@ -16,6 +16,8 @@ from chainlift.report.measures import (
     RANDOM,
     READ,
     STREAM,
+    STREAM_HOST,
+    STREAM_HOST_MEMORY,
     STREAM_MEMORY,
     Measure,
     host_cpu,
@@ -79,8 +81,9 @@ def growth_of(results: Results, series: Series, measure: Measure) -> Growth | No
 
 
 def first_plain(results: Results) -> Series | None:
-    """Return the series that the sentences are about: the first run's first QEMU, unlifted."""
-    return next(iter(results.plain), None)
+    """Return the series that the sentences are about: the first run's, unlifted, of the host's own QEMU if there."""
+    plain = results.plain
+    return next((s for s in plain if s.run == plain[0].run and s.qemu == "host"), next(iter(plain), None))
 
 
 def headline(results: Results) -> str:
@@ -88,7 +91,7 @@ def headline(results: Results) -> str:
     series = first_plain(results)
     if series is None:
         return "Nothing was measured yet."
-    for measure in (*HOST, RANDOM, READ, STREAM):
+    for measure in (*HOST, RANDOM, READ, STREAM, STREAM_HOST):
         effect = effect_of(results, series, measure)
         if effect is None:
             continue
@@ -116,7 +119,7 @@ def memory_sentence(results: Results) -> str | None:
     series = first_plain(results)
     if series is None:
         return None
-    for measure in (MEMORY_READ, MEMORY_BOOT, STREAM_MEMORY, HOST_MEMORY):
+    for measure in (MEMORY_READ, MEMORY_BOOT, STREAM_MEMORY, STREAM_HOST_MEMORY, HOST_MEMORY):
         effect = effect_of(results, series, measure)
         if effect and effect.after > effect.before:
             more = effect.after - effect.before
@@ -134,7 +137,7 @@ def lift_sentences(results: Results) -> list[str]:
     for series in results.series:
         if series.is_plain or (series.run, series.qemu) != (plain.run, plain.qemu):
             continue
-        for measure in (*HOST, RANDOM, READ, STREAM):
+        for measure in (*HOST, RANDOM, READ, STREAM, STREAM_HOST):
             lifted, chain = results.medians(series, measure), results.medians(plain, measure)
             common = [n for n in lifted if n in chain]
             if not common or len(chain) < 2 or max(common) == min(chain):
@@ -210,15 +213,28 @@ def describe_failure(sample: Sample) -> str:
 
 
 def failure_sentences(results: Results) -> list[str]:
-    """Return one sentence for each kind of failure: ``QEMU 11.1 crashed, signal 11 (SIGSEGV), at length 1,000``."""
+    """Return a sentence for each kind of failure: ``QEMU 11.1 crashed, signal 11 (SIGSEGV), at length 1,000 (...)``."""
     lengths: dict[tuple[str, str, str], set[int]] = {}
     for series, sample in results.failures():
         test = f"{sample.test} {sample.variant}".strip()
         lengths.setdefault((results.qemu_name(series), describe_failure(sample), test), set()).add(sample.length)
-    return [
-        f"{qemu} {what}, at length {', '.join(f'{n:,}' for n in sorted(found))} ({test})."
-        for (qemu, what, test), found in lengths.items()
-    ]
+    tests: dict[tuple[str, str, str], list[str]] = {}
+    for (qemu, what, test), found in lengths.items():
+        tests.setdefault((qemu, what, ", ".join(f"{n:,}" for n in sorted(found))), []).append(test)
+    return [f"{qemu} {what}, at length {where} ({', '.join(names)})." for (qemu, what, where), names in tests.items()]
+
+
+def comparison_sentence(results: Results) -> str | None:
+    """Return what the longest chain that all unlifted series were measured on costs each of them."""
+    for measure in HOST:
+        medians = {s: m for s in results.plain if len(m := results.medians(s, measure)) > 1}
+        common = sorted(set.intersection(*(set(m) for m in medians.values()))) if medians else []
+        if len(medians) < 2 or len(common) < 2:
+            continue
+        parts = [f"{results.label(s, among=medians)} {times(m[common[-1]] / m[common[0]])}" for s, m in medians.items()]
+        subject = measure.subject[0].upper() + measure.subject[1:]
+        return f"{subject} through {layers(common[-1])} against {common[0]:,}: {', '.join(parts)}."
+    return None
 
 
 def layers(count: int) -> str:

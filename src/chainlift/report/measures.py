@@ -106,10 +106,10 @@ STREAM = Measure("wall_s", "stream", "", "Streaming all layers", "streaming all 
                  _metric("wall_s"))  # fmt: skip
 STREAM_MEMORY = Measure("memory_bytes", "stream", "", "Memory while streaming", "QEMU's memory while it streams",
                         "bytes", own_memory)  # fmt: skip
-HOST_STREAM = Measure("wall_s", "stream", "host", "Streaming all layers without a guest",
-                      "streaming all layers into one without a guest", "s", _metric("wall_s"))  # fmt: skip
-HOST_STREAM_MEMORY = Measure("memory_bytes", "stream", "host", "Memory while streaming without a guest",
-                             "the storage daemon's memory while it streams", "bytes", own_memory)  # fmt: skip
+STREAM_HOST = Measure("wall_s", "stream", "host", "Streaming without a guest", "streaming all layers without a guest",
+                      "s", _metric("wall_s"))  # fmt: skip
+STREAM_HOST_MEMORY = Measure("memory_bytes", "stream", "host", "Memory while streaming without a guest",
+                             "QEMU's memory while it streams", "bytes", own_memory)  # fmt: skip
 RANDOM = Measure("iops", "random", "", "Random reads in the guest", "the rate of random reads in the guest", "iops",
                  _metric("iops"), larger_is_better=True)  # fmt: skip
 LATENCIES = tuple(
@@ -129,6 +129,6 @@ HOST_MEMORY = Measure("memory_bytes", "host", "4k-strided-d1", "Memory of host r
                       "bytes", own_memory)  # fmt: skip
 
 MEASURES: tuple[Measure, ...] = (
-    *HOST, READ, RANDOM, *LATENCIES, STREAM, MEMORY_BOOT, MEMORY_READ, STREAM_MEMORY, HOST_MEMORY,
-    HOST_STREAM, HOST_STREAM_MEMORY,
+    *HOST, READ, RANDOM, *LATENCIES, STREAM, STREAM_HOST, MEMORY_BOOT, MEMORY_READ, STREAM_MEMORY, STREAM_HOST_MEMORY,
+    HOST_MEMORY,
 )  # fmt: skip

@@ -121,7 +121,7 @@ def environment_facts(results: Results) -> list[Facts]:
         rows = [
             ("Processor", f"{env.cpu}, {env.cpus} CPUs"),
             ("Memory", format_bytes(env.memory_bytes)),
-            ("System", f"{env.operating_system}, Linux {env.host_kernel}"),
+            ("System", f"{env.operating_system}, {_kernel(env.host_kernel)}"),
         ]
         for qemu in env.qemus:
             symbols = {True: ", with symbols", False: ", without symbols", None: ""}[qemu.has_symbols]
@@ -151,3 +151,7 @@ def environment_facts(results: Results) -> list[Facts]:
         rows.append(("chainlift", env.chainlift))
         tables.append(Facts("Environment" if len(results.runs) == 1 else f"Environment of {run.label}", tuple(rows)))
     return tables
+
+
+def _kernel(release: str) -> str:
+    return release if release.startswith("Linux") else f"Linux {release}"

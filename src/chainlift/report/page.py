@@ -20,7 +20,16 @@ from chainlift.report.findings import (
     lift_sentences,
     memory_sentence,
 )
-from chainlift.report.measures import HOST, MEMORY_READ, RANDOM, READ, STREAM, STREAM_MEMORY
+from chainlift.report.measures import (
+    HOST,
+    MEMORY_READ,
+    RANDOM,
+    READ,
+    STREAM,
+    STREAM_HOST,
+    STREAM_HOST_MEMORY,
+    STREAM_MEMORY,
+)
 from chainlift.report.profiles import draw_flame_graphs
 from chainlift.report.sections import profiles_of, sections_of
 from chainlift.report.warnings import warnings
@@ -102,7 +111,7 @@ def render(results: Results, pictures: list[Picture]) -> str:
         version=__version__,
         title="What a snapshot chain costs: " + ", ".join(run.label for run in results.runs),
         headline=headline(results),
-        leads=[sentence for sentence in (memory, *lifts[:1]) if sentence],
+        leads=[sentence for sentence in (memory, *lifts[:1], _whose(results)) if sentence],
         tiles=_tiles(results),
         warnings=warnings(results),
         failures=failure_sentences(results),
@@ -110,6 +119,13 @@ def render(results: Results, pictures: list[Picture]) -> str:
         sections=sections_of(results, pictures),
         sources=", ".join(run.label for run in results.runs),
     )
+
+
+def _whose(results: Results) -> str | None:
+    series = first_plain(results)
+    if series is None or len(results.plain) < 2:
+        return None
+    return f"Sentences and single figures are of {results.label(series, among=results.plain)}; figures show all."
 
 
 def _powers(text: str) -> Markup:
@@ -124,7 +140,7 @@ def _tiles(results: Results) -> list[Tile]:
     if series is None:
         return []
     tiles = []
-    for measure in (HOST[0], RANDOM, READ, STREAM):
+    for measure in (HOST[0], RANDOM, READ, STREAM, STREAM_HOST):
         effect = effect_of(results, series, measure)
         if effect is not None:
             tiles.append(
@@ -138,7 +154,7 @@ def _tiles(results: Results) -> list[Tile]:
     found = best_growth(results)
     if found is not None:
         tiles.append(Tile("The cost grows as", f"length^{found[1].exponent:.1f}", f"of {found[0].subject}"))
-    for measure in (MEMORY_READ, STREAM_MEMORY):
+    for measure in (MEMORY_READ, STREAM_MEMORY, STREAM_HOST_MEMORY):
         effect = effect_of(results, series, measure)
         if effect is not None and effect.after > effect.before:
             tiles.append(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from chainlift.report.explain import explanation, verdicts
 from chainlift.report.findings import (
+    comparison_sentence,
     first_plain,
     growth_sentence,
     lift_sentences,
@@ -103,11 +104,11 @@ def sections_of(results: Results, pictures: list[Picture]) -> list[Section]:
         Section(
             "host",
             "Reads without a guest",
-            tuple(s for s in (growth, _step_sentence(results)) if s),
+            tuple(s for s in (growth, _step_sentence(results), comparison_sentence(results)) if s),
             pictures=_of(drawn, "host-reads"),
             tables=tuple(t for t in (growth_table(results),) if t.rows),
         ),
-        Section("guest", "The experiment's own tests", pictures=_of(drawn, "read", "stream", "random")),
+        Section("guest", "The experiment's own tests", pictures=_of(drawn, "read", "stream", "stream-host", "random")),
         Section("why", "Which test shows it, and why", tuple(explanation(results)), tables=_verdict_tables(results)),
         Section(
             "memory",

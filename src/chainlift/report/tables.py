@@ -9,7 +9,7 @@ from chainlift.report.data import Results
 from chainlift.report.findings import describe_failure, growth_of
 from chainlift.report.measures import HOST_VARIANTS, cpu_per_request, cpu_s, host_cpu
 from chainlift.results.statistics import summarise
-from chainlift.units import format_bytes, format_ratio, format_seconds
+from chainlift.units import format_ratio, format_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from chainlift.report.data import Cell as Samples
     from chainlift.report.data import Series
     from chainlift.report.measures import Measure
+    from chainlift.results.statistics import Growth
 
 Value = str | int | float | None
 
@@ -91,7 +92,7 @@ def measure_table(results: Results, measure: Measure) -> Table:
         Column(measure.key, "Median"),
         Column(f"min_{measure.key}", "Min"),
         Column(f"max_{measure.key}", "Max"),
-        Column("ratio", "To shortest"),
+        Column("ratio", "Ratio"),
     ]
     if with_cpu:
         columns.append(Column("cpu_request_s" if per_request else "cpu_s", "CPU"))
@@ -114,38 +115,59 @@ def measure_table(results: Results, measure: Measure) -> Table:
 
 
 def growth_table(results: Results) -> Table:
-    """Return the exponents with which the chain's cost grows."""
-    rows = []
+    """Return the exponents with which the chain's cost grows; of several series, one column each."""
     measures = [m for m in results.measures() if m.key in ("request_s", "wall_s", "memory_bytes")]
     measures = [both for m in measures for both in ((m, host_cpu(m)) if m.key == "request_s" else (m,))]
     shown = [s for s in results.series if s.is_plain]
-    for measure in measures:
-        for series in shown:
-            growth = growth_of(results, series, measure)
-            if growth is None or len(growth.lengths) < 3:
-                continue
-            half = (growth.exponent_high - growth.exponent_low) / 2
-            row = [
-                Entry(measure.title, measure.title),
-                Entry(growth.exponent, f"{growth.exponent:.2f}"),
-                Entry(half, f"± {half:.2f}"),
-                Entry(growth.lengths[0], f"{growth.lengths[0]:,}-{growth.lengths[-1]:,}"),
-                Entry(len(growth.lengths), str(len(growth.lengths))),
-            ]
-            if len(shown) > 1:
-                row.insert(1, Entry(results.label(series, among=shown), results.label(series, among=shown)))
-            rows.append(tuple(row))
-    columns = [
+    title = "Growth with the chain length"
+    note = "Of the cost over that of the shortest chain, as a power of the length: 1 is linear, 2 quadratic."
+    fitted = {m: {s: g for s in shown if (g := _exponent(results, s, m)) is not None} for m in measures}
+    rows: list[tuple[Entry, ...]] = []
+    if len(shown) > 1:
+        labels = [results.label(s, among=shown) for s in shown]
+        for measure, growths in fitted.items():
+            if growths:
+                entries = [
+                    Entry(g.exponent, f"{g.exponent:.2f} ± {_half(g):.2f}")
+                    if (g := growths.get(s))
+                    else Entry(None, "")
+                    for s in shown
+                ]
+                rows.append((Entry(measure.title, measure.title), *entries))
+        each = [Column(f"exponent, {label}", label) for label in labels]
+        return Table(title, (Column("what", "What the chain adds to", numeric=False), *each), tuple(rows), note)
+    rows = [
+        (
+            Entry(measure.title, measure.title),
+            Entry(growth.exponent, f"{growth.exponent:.2f}"),
+            Entry(_half(growth), f"± {_half(growth):.2f}"),
+            Entry(growth.lengths[0], f"{growth.lengths[0]:,}-{growth.lengths[-1]:,}"),
+            Entry(len(growth.lengths), str(len(growth.lengths))),
+        )
+        for measure, growths in fitted.items()
+        for growth in growths.values()
+    ]
+    columns = (
         Column("what", "What the chain adds to", numeric=False),
         Column("exponent", "Exponent"),
         Column("exponent_95", "95 %"),
         Column("from_length", "Lengths"),
         Column("points", "Points"),
-    ]
-    if len(shown) > 1:
-        columns.insert(1, Column("series", "Of", numeric=False))
-    note = "Of the cost over that of the shortest chain, as a power of the length: 1 is linear, 2 quadratic."
-    return Table("Growth with the chain length", tuple(columns), tuple(rows), note)
+    )
+    return Table(title, columns, tuple(rows), note)
+
+
+def _exponent(results: Results, series: Series, measure: Measure) -> Growth | None:
+    growth = growth_of(results, series, measure)
+    return growth if growth is not None and len(growth.lengths) > 2 else None
+
+
+def _growth_entry(growth: Growth | None) -> Entry:
+    return Entry(None, "") if growth is None else Entry(growth.exponent, f"{growth.exponent:.2f} ± {_half(growth):.2f}")
+
+
+def _half(growth: Growth) -> float:
+    return (growth.exponent_high - growth.exponent_low) / 2
 
 
 def failure_table(results: Results) -> Table:
@@ -171,38 +193,31 @@ def failure_table(results: Results) -> Table:
 
 
 def limits_table(results: Results) -> Table:
-    """Return the longest chains that were opened and read, with whatever else the limits test measured."""
-    found = results.samples("limits")
-    metrics = list(dict.fromkeys(name for _, sample in found for name in sample.metrics))
+    """Return the longest chains that were opened and read, and what stopped the next one."""
     rows = []
-    for series, sample in found:
-        entries = [Entry(results.label(series) or results.qemu_name(series), results.label(series) or
-                         results.qemu_name(series)), Entry(sample.variant, sample.variant)]  # fmt: skip
-        for name in metrics:
-            value = sample.metrics.get(name)
-            entries.append(Entry(value, "" if value is None else format_metric(name, value)))
-        rows.append((*entries, Entry(describe_failure(sample), describe_failure(sample))))
+    for series, sample in results.samples("limits"):
+        name = results.label(series) or results.qemu_name(series)
+        longest, open_s, files = (sample.metrics.get(m) for m in ("longest", "open_s", "file_descriptors"))
+        beyond = sample.detail or describe_failure(sample)
+        rows.append(
+            (
+                Entry(name, name),
+                Entry(sample.variant, sample.variant),
+                Entry(longest, "" if longest is None else f"{longest:,.0f}"),
+                Entry(open_s, "" if open_s is None else format_seconds(open_s)),
+                Entry(files, "" if files is None else f"{files:,.0f}"),
+                Entry(beyond, beyond),
+            )
+        )
     columns = (
         Column("series", "Of", numeric=False),
-        Column("variant", "What", numeric=False),
-        *(Column(name, metric_title(name)) for name in metrics),
-        Column("outcome", "Outcome", numeric=False),
+        Column("variant", "To", numeric=False),
+        Column("longest", "Longest"),
+        Column("open_s", "Opens in"),
+        Column("file_descriptors", "Descriptors"),
+        Column("beyond", "Beyond that", numeric=False),
     )
-    return Table("Limits", columns, tuple(rows))
-
-
-def format_metric(name: str, value: float) -> str:
-    """Write a metric by the unit at its name's end."""
-    if name.endswith("_bytes"):
-        return format_bytes(value)
-    if name.endswith("_s"):
-        return format_seconds(value)
-    return f"{value:,.0f}" if value == int(value) else f"{value:.3g}"
-
-
-def metric_title(name: str) -> str:
-    """Return a heading for a metric: ``open_s`` is ``Open``."""
-    return name.removesuffix("_bytes").removesuffix("_s").replace("_", " ").capitalize()
+    return Table("The longest chain", columns, tuple(rows))
 
 
 def baseline(results: Results, series: Series, measure: Measure) -> float | None:

@@ -15,6 +15,7 @@ _KINDS = (
     hosts.draw_hosts,
     times.draw_read,
     times.draw_stream,
+    times.draw_stream_host,
     times.draw_random,
     live.draw_live,
     profiles.draw_hot_functions,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from chainlift.report.draw import Bar
+from chainlift.report.draw import Bar, Line, bar_panel, log_panel
 from chainlift.report.findings import describe_failure
-from chainlift.report.style import CYCLE, LIFT_COLOURS, PUBLISHED
+from chainlift.report.style import CYCLE, LIFT_COLOURS, MARKERS, PUBLISHED
 from chainlift.units import format_ratio
 
 if TYPE_CHECKING:
@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 
     from chainlift.report.data import Results, Series
     from chainlift.report.measures import Measure
+
+
+#: More bars than that are drawn as lines.
+MOST_BARS = 16
 
 
 def colours(series: Sequence[Series]) -> dict[Series, str]:
@@ -59,6 +63,36 @@ def measured_bars(
                 )
             )
     return bars
+
+
+def draw_measured(
+    results: Results,
+    axes: Axes,
+    series: Sequence[Series],
+    measure: Measure,
+    note: Callable[[float, float], str] | None = None,
+    *,
+    title: str = "Measured here",
+) -> None:
+    """Draw a measure by length: bars, or lines on logarithmic axes where there would be too many bars."""
+    axes.set_title(title)
+    axes.set_xlabel("layers")
+    bars = measured_bars(results, series, measure, note)
+    if len(bars) <= MOST_BARS:
+        bar_panel(axes, bars, measure.format)
+        name_series(results, axes, series)
+        return
+    colour = colours(series)
+    lines = []
+    for number, one in enumerate(series):
+        cells = results.cells(one, measure)
+        crashes = tuple(n for n, c in cells.items() if not c.values and c.failures)
+        label = results.label(one, among=series)
+        if crashes:
+            label += "\n" + describe_failure(cells[crashes[0]].failures[0])
+        points = {n: c.values for n, c in cells.items() if c.values}
+        lines.append(Line(label, points, colour[one], MARKERS[number % len(MARKERS)], None, crashes))
+    log_panel(axes, lines, measure.format, label_room=4, base=8 if measure.unit == "bytes" else 10)
 
 
 def published_bars(values: Mapping[int, float], note: Callable[[float, float], str] | None = None) -> list[Bar]:

@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING
 
 from chainlift.report.draw import Bar, bar_panel
 from chainlift.report.findings import describe_failure
-from chainlift.report.measures import HOST, MEMORY_READ, RANDOM, READ, STREAM, STREAM_MEMORY
+from chainlift.report.measures import (
+    HOST,
+    HOST_MEMORY,
+    MEMORY_READ,
+    RANDOM,
+    READ,
+    STREAM,
+    STREAM_HOST,
+    STREAM_MEMORY,
+)
 from chainlift.report.style import ALERT, FULL, HALF, LIFT_COLOURS, PLAIN, SKY, Picture, look, new_figure
 from chainlift.units import format_ratio
 
@@ -25,7 +34,7 @@ def draw_lifts(results: Results) -> Picture | None:
     family = [s for s in results.series if (s.run, s.qemu) == (lifted[0].run, lifted[0].qemu)]
     measures = [
         m
-        for m in (HOST[0], HOST[2], RANDOM, READ, STREAM, MEMORY_READ, STREAM_MEMORY)
+        for m in (HOST[0], HOST[2], RANDOM, READ, STREAM, STREAM_HOST, MEMORY_READ, STREAM_MEMORY, HOST_MEMORY)
         if any(results.medians(s, m) for s in family if not s.is_plain)
     ][:6]
     panels = [(m, bars) for m in measures if (bars := _bars(results, family, m))]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from chainlift.report.draw import bar_panel
-from chainlift.report.figures.bars import measured_bars, name_series, published_bars
-from chainlift.report.measures import HOST_MEMORY, MEMORY_BOOT, MEMORY_READ, STREAM_MEMORY
+from chainlift.report.figures.bars import draw_measured, measured_bars, published_bars
+from chainlift.report.measures import HOST_MEMORY, MEMORY_BOOT, MEMORY_READ, STREAM_HOST_MEMORY, STREAM_MEMORY
 from chainlift.report.reference import published
 from chainlift.report.style import FULL, HALF, MUTED, Picture, look, new_figure
 from chainlift.units import format_bytes
@@ -23,10 +23,11 @@ def draw_memory(results: Results) -> list[Picture]:
         ("memory-boot", "Boot and halt", MEMORY_BOOT, reference.boot_extra_bytes),
         ("memory-read", "Boot, read the whole disk, halt", MEMORY_READ, reference.boot_read_extra_bytes),
         ("memory-stream", "Streaming all layers", STREAM_MEMORY, _extra(reference.stream_peak_rss_bytes)),
+        ("memory-stream-host", "Streaming without a guest", STREAM_HOST_MEMORY, {}),
     ]
     chosen = [c for c in candidates if results.series_with(c[2], results.plain)]
-    if not chosen and results.series_with(HOST_MEMORY, results.plain):
-        chosen = [("memory-host", "4 KiB reads without a guest", HOST_MEMORY, {})]
+    if not any(c[2].test == "memory" for c in chosen) and results.series_with(HOST_MEMORY, results.plain):
+        chosen.append(("memory-host", "4 KiB reads without a guest", HOST_MEMORY, {}))
     return [_draw(results, *one) for one in chosen]
 
 
@@ -35,13 +36,9 @@ def _draw(results: Results, name: str, title: str, measure: Measure, extra: dict
     bars = measured_bars(results, shown, measure, _difference)
     wide = len(bars) > 6
     with look():
-        figure, axes = new_figure(
-            FULL if wide else HALF, 3.5, 1, 2 if extra else 1, width_ratios=[max(len(bars), 3), 2.2] if extra else None
-        )
-        bar_panel(axes[0], bars, format_bytes)
-        axes[0].set_title("Measured here")
-        axes[0].set_xlabel("layers")
-        name_series(results, axes[0], shown)
+        share = [min(max(len(bars), 3), 7), 2.2] if extra else None
+        figure, axes = new_figure(FULL if wide else HALF, 3.5, 1, 2 if extra else 1, width_ratios=share)
+        draw_measured(results, axes[0], shown, measure, _difference)
         if extra:
             bar_panel(axes[1], published_bars(extra, lambda _base, _value: ""), lambda v: f"+{format_bytes(v)}")
             axes[1].set_title("Published extra", color=MUTED)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from chainlift.report.draw import Line, bar_panel, log_panel
-from chainlift.report.figures.bars import measured_bars, name_series, published_bars
-from chainlift.report.measures import LATENCIES, RANDOM, READ, STREAM
+from chainlift.report.figures.bars import draw_measured, measured_bars, published_bars
+from chainlift.report.measures import LATENCIES, RANDOM, READ, STREAM, STREAM_HOST
 from chainlift.report.reference import published
 from chainlift.report.style import CYCLE, FULL, HALF, MARKERS, MUTED, Picture, look, new_figure
 from chainlift.units import format_bytes, format_ratio, format_seconds
@@ -32,6 +32,14 @@ def draw_stream(results: Results) -> Picture | None:
     )  # fmt: skip
 
 
+def draw_stream_host(results: Results) -> Picture | None:
+    """Draw the time of block-stream without a guest."""
+    return _beside_published(
+        results, STREAM_HOST, published().stream_s, "stream-host", "Streaming all layers without a guest",
+        "block-stream in a storage daemon, from its start to QEMU's completion event.",
+    )  # fmt: skip
+
+
 def _beside_published(
     results: Results, measure: Measure, reference: dict[int, float], name: str, title: str, what: str
 ) -> Picture | None:
@@ -41,15 +49,12 @@ def _beside_published(
     bars = measured_bars(results, shown, measure)
     with look():
         wide = len(bars) > 6
-        share = [max(len(bars), 3), 2.2]
+        share = [min(max(len(bars), 3), 7), 2.2]
         figure, (left, right) = new_figure(FULL if wide else HALF, 3.5, 1, 2, width_ratios=share)
-        bar_panel(left, bars, measure.format)
-        left.set_title("Measured here")
-        left.set_xlabel("layers")
+        draw_measured(results, left, shown, measure)
         bar_panel(right, published_bars(reference), format_seconds)
         right.set_title("Published", color=MUTED)
         right.set_xlabel("layers")
-        name_series(results, left, shown)
     size = {format_bytes(run.chain.virtual_size_bytes) for run in results.runs if run.chain}
     caption = (
         f"{what} Bars are medians, dots the single samples. The published values are the experiment's, of another "
@@ -65,14 +70,10 @@ def draw_random(results: Results) -> Picture | None:
     shown = results.series_with(RANDOM)
     if not shown:
         return None
-    bars = measured_bars(results, shown, RANDOM)
     latencies = [m for m in LATENCIES if results.series_with(m, shown[:1])]
     with look():
         figure, axes = new_figure(FULL, 3.6, 1, 2 if latencies else 1)
-        bar_panel(axes[0], bars, RANDOM.format)
-        axes[0].set_title("Requests a second")
-        axes[0].set_xlabel("layers")
-        name_series(results, axes[0], shown)
+        draw_measured(results, axes[0], shown, RANDOM, title="Requests a second")
         if latencies:
             lines = [
                 Line(f"{m.variant or m.key[8:-2]}", {n: c.values for n, c in results.cells(shown[0], m).items()},

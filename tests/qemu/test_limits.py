@@ -11,8 +11,8 @@ from chainlift.qemu.limits import Attempt, Limit, attempt_length, bisect, crash_
 SIZE = 64 << 20
 
 
-@given(st.data(), st.integers(1, 2000))
-def test_bisection_finds_the_longest_that_works_with_few_attempts(data, most):
+@given(st.data(), st.integers(1, 2000), st.booleans())
+def test_bisection_finds_the_longest_that_works_with_few_attempts(data, most, longest_first):
     threshold = data.draw(st.integers(0, most))
     asked = []
 
@@ -20,10 +20,21 @@ def test_bisection_finds_the_longest_that_works_with_few_attempts(data, most):
         asked.append(length)
         return Attempt(length, open_s=1.0, signal=None if length <= threshold else 11)
 
-    limit = bisect(attempt, lambda found: found.reads, most)
+    limit = bisect(attempt, lambda found: found.reads, most, longest_first=longest_first)
     assert (limit.longest.length if limit.longest else 0) == threshold
     assert (limit.shortest_failure.length if limit.shortest_failure else most + 1) == threshold + 1
     assert len(asked) == len(set(asked)) <= 12
+
+
+def test_a_longest_chain_that_takes_too_long_is_not_bisected():
+    asked = []
+
+    def attempt(length):
+        asked.append(length)
+        return Attempt(length, signal=signal.SIGALRM)
+
+    limit = bisect(attempt, lambda found: found.opens, 2000, longest_first=True)
+    assert (asked, limit.longest, limit.shortest_failure.length) == ([2000], None, 2000)
 
 
 def test_a_limit_says_what_stopped_where():

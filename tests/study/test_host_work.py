@@ -62,7 +62,7 @@ def test_a_plan_says_what_is_profiled_and_where_streams_run():
 
 
 def test_the_shipped_plans_compare_the_same_releases():
-    assert load_plan("versions").qemu == load_plan("limits").qemu
+    assert set(load_plan("versions").qemu) == set(load_plan("limits").qemu)
     assert load_plan("versions").lengths == (1, 10, 30, 100, 200, 300, 500, 1000)
     assert load_plan("limits").chain.length == 2000
 
@@ -98,8 +98,8 @@ def test_a_study_goes_on_without_perf_and_says_so(setup, monkeypatch, tmp_path):
 
 @pytest.mark.integration
 def test_limits_are_looked_for_up_to_the_chains_length(setup):
-    opened, read = LimitsProbe().measure(setup)
-    assert (opened.variant, read.variant) == ("open", "read")
+    read, opened = LimitsProbe().measure(setup)
+    assert (read.variant, opened.variant) == ("read", "open")
     assert opened.metrics["longest"] == read.metrics["longest"] == 25
     assert opened.metrics["file_descriptors"] > 25
     assert read.detail == "read works at every length that was tried"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import signal
 import tempfile
 import time
@@ -40,10 +41,12 @@ def reading(
     requests: int = 1 << 30,
     cache: str = "writeback",
     aio: str = "threads",
+    open_timeout_s: float | None = None,
 ) -> Iterator[Working]:
     """Give a ``qemu-img bench`` that has opened the chain and is stopped before its first request.
 
     :param read: size of a request and distance between two, in bytes.
+    :raise TimeoutError: if the chain is not open after ``open_timeout_s``.
     :raise QemuError: if the chain does not open.
     :raise QemuCrashed: if QEMU dies of opening it.
     """
@@ -58,7 +61,7 @@ def reading(
         with os.fdopen(end, "wb") as stdout:
             process = QemuProcess(argv, environment=qemu.environment, stdout=stdout)
         with process:
-            _wait_for(terminal, b"Sending", process)
+            _wait_for(terminal, b"Sending", process, open_timeout_s)
             process.send_signal(signal.SIGSTOP)
             yield process, lambda: process.send_signal(signal.SIGCONT), lambda seconds: _wait(process, seconds)
     finally:
@@ -111,9 +114,13 @@ def _wait(process: QemuProcess, seconds: float) -> None:
         time.sleep(0.02)
 
 
-def _wait_for(terminal: int, word: bytes, process: QemuProcess) -> None:
+def _wait_for(terminal: int, word: bytes, process: QemuProcess, timeout_s: float | None) -> None:
+    deadline = None if timeout_s is None else time.monotonic() + timeout_s
     said = b""
     while word not in said:
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        if not select.select([terminal], [], [], left)[0]:
+            raise TimeoutError(f"the chain is not open after {timeout_s:g} s")
         try:
             chunk = os.read(terminal, 4096)
         except OSError:  # a terminal whose other side is closed

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 _PLACES = 16
 #: Reads times layers at a length: enough on a short chain that its file descriptors can be counted meanwhile.
 _READS_TIMES_LAYERS = 100_000
+#: A chain that is not open by then counts as one that does not open.
+OPEN_TIMEOUT_S = 900.0
 #: Frames of the crashed stack that are told.
 _FRAMES = 4
 
@@ -40,7 +42,7 @@ class Attempt:
 
     :ivar open_s: seconds until the chain was open; None if it never was.
     :ivar file_descriptors: open ones then.
-    :ivar signal: what ended QEMU, None if nothing did.
+    :ivar signal: what ended QEMU, None if nothing did; ``SIGALRM`` where it took too long and was ended by us.
     """
 
     length: int
@@ -73,16 +75,24 @@ class Limit:
     place: str | None = None
 
 
-def bisect(attempt: Callable[[int], Attempt], works: Callable[[Attempt], bool], most: int) -> Limit:
+def bisect(
+    attempt: Callable[[int], Attempt], works: Callable[[Attempt], bool], most: int, *, longest_first: bool = False
+) -> Limit:
     """Find the longest chain that works; what works at a length is taken to work at every shorter one.
 
     :param attempt: tries a length; asked for each at most once.
     :param most: the longest that is tried.
+    :param longest_first: try it at once, where it is likely to work; a chain that took too long is not bisected then.
     """
-    good, bad = None, attempt(most)
-    if works(bad):
-        return Limit(bad)
-    low, high = 0, most
+    good, bad = None, None
+    low, high = 0, most + 1
+    if longest_first:
+        found = attempt(most)
+        if works(found):
+            return Limit(found)
+        if found.signal == signal.SIGALRM:
+            return Limit(None, found)
+        bad, high = found, most
     while high - low > 1:
         middle = (low + high) // 2
         found = attempt(middle)
@@ -102,7 +112,8 @@ def attempt_length(qemu: Qemu, image: Path, length: int, virtual_size: int) -> A
     began = time.monotonic()
     try:
         requests = max(_PLACES, _READS_TIMES_LAYERS // length)
-        with reading(qemu, image, (4096, _step(virtual_size)), requests=requests) as (process, go, wait):
+        place = (4096, _step(virtual_size))
+        with reading(qemu, image, place, requests=requests, open_timeout_s=OPEN_TIMEOUT_S) as (process, go, wait):
             open_s = time.monotonic() - began
             descriptors = len(os.listdir(f"/proc/{process.pid}/fd"))  # noqa: PTH208 - names alone
             go()
@@ -112,6 +123,8 @@ def attempt_length(qemu: Qemu, image: Path, length: int, virtual_size: int) -> A
             return Attempt(length, open_s, descriptors, process.wait().signal)
     except QemuCrashed as error:
         return Attempt(length, signal=error.signal)
+    except TimeoutError:
+        return Attempt(length, signal=signal.SIGALRM)
 
 
 def crash_place(qemu: Qemu, image: Path, virtual_size: int) -> str | None:

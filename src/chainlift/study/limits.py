@@ -22,7 +22,7 @@ class LimitsProbe:
     """Bisects; both limits come from the same attempts."""
 
     title = "limits"
-    names: Sequence[tuple[Test, str]] = (("limits", "open"), ("limits", "read"))
+    names: Sequence[tuple[Test, str]] = (("limits", "read"), ("limits", "open"))
 
     def lengths(self, plan: Plan) -> Sequence[int]:
         """See :class:`~chainlift.study.probe.Probe`."""
@@ -39,8 +39,13 @@ class LimitsProbe:
                 attempts[length] = attempt_length(setup.qemu, setup.chain.layer(length), length, size)
             return attempts[length]
 
-        for what, works in (("open", lambda a: a.opens), ("read", lambda a: a.reads)):
-            limit = bisect(attempt, works, setup.length)
+        # Reading first: what it tries is short of what takes minutes to open.
+        for what in ("read", "open"):
+            limit = bisect(attempt, _reads if what == "read" else _opens, setup.length, longest_first=what == "open")
+            if limit.longest is None:
+                # Opening the longest took too long: say how far the attempts at reading came.
+                opened = [a for a in attempts.values() if a.opens]
+                limit = replace(limit, longest=max(opened, key=lambda a: a.length, default=None))
             metrics: dict[str, float] = {"longest": float(limit.longest.length if limit.longest else 0)}
             failure = limit.shortest_failure
             if limit.longest and limit.longest.open_s is not None:
@@ -52,6 +57,14 @@ class LimitsProbe:
                 place = crash_place(setup.qemu, setup.chain.layer(failure.length), size)
             detail = describe_limit(replace(limit, place=place), what)
             yield Reading("limits", what, metrics, detail=detail)
+
+
+def _reads(attempt: Attempt) -> bool:
+    return attempt.reads
+
+
+def _opens(attempt: Attempt) -> bool:
+    return attempt.opens
 
 
 @register("limits")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 WIDTH, ROW, TOP = 1200, 17, 102
 #: Frames in one view at most: what is left out is narrower than anything that is kept.
-MOST_FRAMES = 4000
+MOST_FRAMES = 2000
 #: Pixels below which a frame is not in the image that is seen without scripts.
 _NARROWEST = 2.0
 _CHARACTER = 6.7

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from chainlift.report.flamegraph import flame_graph
 from chainlift.report.measures import cpu_per_request
+from chainlift.report.reference import published
 from chainlift.report.tables import Column, Entry, Table
 from chainlift.results.stacks import is_unknown, load_stacks, profile_name
 from chainlift.results.statistics import fit_growth
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 #: What a profile of host reads was measured as, where nobody profiled.
 TIMED_AS = {"host-4k": "4k-strided-d1", "host-64k": "64k-seq-d1", "host-4m": "4m-seq-d1"}
+#: The published profile that work without a guest is set beside.
+PUBLISHED_AS = {"host-4k": "read", "host-64k": "read", "host-4m": "read", "host-stream": "stream"}
 _SIZES = {"host-4k": "4 KiB", "host-64k": "64 KiB", "host-4m": "4 MiB"}
 #: The length at which the published profiles were taken.
 PUBLISHED_LENGTH = 300
@@ -55,30 +58,30 @@ def profiled(results: Results) -> list[Profiled]:
 
 
 def draw_flame_graphs(results: Results) -> None:
-    """Write flame graphs beside the stacks that they are drawn from.
+    """Write flame graphs beside the stacks that they are drawn from, few enough that a page can hold them all.
 
-    Of each series and kind of work: the shortest chain, the one of the published length (else the longest), and what
-    grew between the two; and what differs at that length between the first QEMU and the last.
+    Of each kind of work: each series at the published length (else its longest); the first series' shortest chain, and
+    what grew since; and what differs between the first series and the last at the same length.
     """
-    ends: dict[str, list[Profiled]] = {}
+    kinds: dict[str, list[list[Profiled]]] = {}
     for group in groups_of(profiled(results)):
-        low = group[0]
-        high = next((p for p in group if p.length == PUBLISHED_LENGTH), group[-1])
-        for one in dict.fromkeys((low.stem, high.stem)):
-            chosen = low if one == low.stem else high
-            _write(chosen.directory, one, flame_graph(chosen.stacks, _title(results, chosen), _samples(chosen)))
-        if high.length > low.length:
-            what = f"red: more than at {_layers(low.length)}, blue: less; {_samples(high)}"
-            graph = flame_graph(high.stacks, _title(results, high), what, before=low.stacks)
-            _write(high.directory, f"{high.stem}--against--{low.length}-layers", graph)
-        ends.setdefault(high.variant, []).append(high)
-    for several in ends.values():
-        first, last = several[0], several[-1]
-        if first.series.qemu != last.series.qemu and first.length == last.length:
-            name = results.qemu_name(first.series)
-            what = f"red: more than with {name}, blue: less; {_samples(last)}"
-            graph = flame_graph(last.stacks, _title(results, last), what, before=first.stacks)
-            _write(last.directory, f"{last.stem}--against--{first.series.qemu.replace(':', '-')}", graph)
+        kinds.setdefault(group[0].variant, []).append(group)
+    for groups in kinds.values():
+        highs = [next((p for p in group if p.length == PUBLISHED_LENGTH), group[-1]) for group in groups]
+        low, first, last = groups[0][0], highs[0], highs[-1]
+        for one in {p.stem: p for p in (low, *highs)}.values():
+            _write(one.directory, one.stem, flame_graph(one.stacks, _title(results, one), _samples(one)))
+        if first.length > low.length:
+            _write_difference(results, first, low, f"{low.length}-layers", f"at {_layers(low.length)}")
+        if last.series != first.series and last.length == first.length:
+            other = first.stem.split("--")[1]
+            _write_difference(results, last, first, other, f"with {results.qemu_name(first.series)}")
+
+
+def _write_difference(results: Results, one: Profiled, before: Profiled, name: str, what: str) -> None:
+    subtitle = f"red: more than {what}, blue: less; {_samples(one)}"
+    graph = flame_graph(one.stacks, _title(results, one), subtitle, before=before.stacks)
+    _write(one.directory, f"{one.stem}--against--{name}", graph)
 
 
 def share_by_function(stacks: Stacks, functions: list[str]) -> dict[str, float]:
@@ -121,6 +124,24 @@ def hot_tables(results: Results) -> list[Table]:
         )
         tables.append(Table(f"Self time by function: {variant}", columns, tuple(rows)))
     return tables
+
+
+def share_sentence(results: Results) -> str | None:
+    """Say which share of samples lies in ``bdrv_is_inserted`` at the published length, beside the published one."""
+    found: dict[str, list[str]] = {}
+    for series, sample in results.samples("profile"):
+        share = sample.metrics.get("share_is_inserted")
+        if sample.length == PUBLISHED_LENGTH and share is not None and series.is_plain:
+            name = results.qemu_name(series)
+            found.setdefault(sample.variant, []).append(f"{100 * share:.0f} % with {name}")
+    if not found:
+        return None
+    parts = []
+    for variant, shares in found.items():
+        theirs = published().inserted_share.get(PUBLISHED_AS.get(variant, variant), {}).get(PUBLISHED_LENGTH)
+        beside = "" if theirs is None else f" (published: {100 * theirs:.0f} %)"
+        parts.append(f"{variant}: {', '.join(dict.fromkeys(shares))}{beside}")
+    return f"Share of samples in bdrv_is_inserted at {PUBLISHED_LENGTH} layers, by work: {'; '.join(parts)}."
 
 
 def calls_sentence(results: Results) -> str | None:

@@ -19,7 +19,7 @@ from chainlift.report.findings import (
 )
 from chainlift.report.measures import HOST
 from chainlift.report.method import chain_facts, environment_facts, how_it_was_measured
-from chainlift.report.profiles import calls_sentence, hot_tables
+from chainlift.report.profiles import PUBLISHED_AS, calls_sentence, hot_tables, share_sentence
 from chainlift.report.reference import published
 from chainlift.report.tables import (
     Column,
@@ -119,7 +119,7 @@ def sections_of(results: Results, pictures: list[Picture]) -> list[Section]:
         Section(
             "profiles",
             "Where the time goes",
-            tuple(s for s in (calls_sentence(results),) if s),
+            tuple(s for s in (share_sentence(results), calls_sentence(results)) if s),
             pictures=_of(drawn, "hot-functions"),
             tables=tuple(t for t in (share_table(results), *hot_tables(results)) if t.rows),
             profiles=tuple(profiles_of(results)),
@@ -211,7 +211,7 @@ def share_table(results: Results) -> Table:
     shown = list(dict.fromkeys(s for s, _ in found))
     for series, sample in sorted(found, key=lambda item: (item[1].variant, shown.index(item[0]), item[1].length)):
         share, unknown = sample.metrics.get("share_is_inserted"), sample.metrics.get("unknown_share")
-        theirs = published().inserted_share.get(sample.variant, {}).get(sample.length)
+        theirs = published().inserted_share.get(PUBLISHED_AS.get(sample.variant, sample.variant), {}).get(sample.length)
         label = results.label(series) or results.qemu_name(series)
         rows.append(
             (
@@ -233,7 +233,8 @@ def share_table(results: Results) -> Table:
         Column("unknown_share", "Without a name"),
         Column("samples", "Samples"),
     )
-    return Table("Share of samples in bdrv_is_inserted", columns, tuple(rows))
+    note = "Published shares are of a guest's dd (beside host reads too) and of a stream under a guest."
+    return Table("Share of samples in bdrv_is_inserted", columns, tuple(rows), note)
 
 
 def profiles_of(results: Results) -> list[Profile]:

@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
+from chainlift.cli.live import live_options, need_image
 from chainlift.cli.sizes import SIZE
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @click.command()
-@click.argument("image", type=click.Path())
+@click.argument("image", type=click.Path(), required=False)
 @click.option("--copy-budget", type=SIZE, default=0, metavar="SIZE", help="Copy at most so much, for fewer extents.")
 @click.option("--qemu", "qemu_name", default="host", metavar="QEMU", help="Whose qemu-img switches the pointer.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
-def command(image: str, copy_budget: int, qemu_name: str, as_json: bool) -> None:
+@live_options
+def command(
+    image: str | None,
+    copy_budget: int,
+    qemu_name: str,
+    as_json: bool,
+    qmp: Path | None,
+    device: str | None,
+    node: str | None,
+) -> None:
     """Build the index of everything under IMAGE and switch IMAGE to it.
 
     IMAGE.lift/ gets one merged table that points into the layers where they lie; no data is copied unless the format
     asks for it or --copy-budget allows it. No snapshot is lost: `chainlift restore IMAGE` goes back.
+
+    With --qmp the disk is switched while its VM runs; IMAGE, --device or --node say which disk, if there are several.
     """
     from chainlift.cli.byte_progress import byte_progress
     from chainlift.lift.lifting import lift_index
@@ -24,14 +41,31 @@ def command(image: str, copy_budget: int, qemu_name: str, as_json: bool) -> None
     from chainlift.qemu.binary import find_qemu
     from chainlift.units import format_bytes
 
-    qemu = find_qemu(qemu_name, need=["img"])
-    with byte_progress("copying", copy_budget) as progress:
-        manifest = lift_index(image, qemu, copy_budget_bytes=copy_budget, progress=progress)
+    switched = ""
+    if qmp is not None:
+        from chainlift.cli.live import describe_switch, session
+        from chainlift.lift.lifting import prepare_index
+        from chainlift.lift.live.lifts import lift_live
+
+        qemu = find_qemu(qemu_name, need=["storage-daemon"])
+        with (
+            session(qmp, device=device, node=node, image=image) as running,
+            byte_progress("copying", copy_budget) as progress,
+        ):
+            image = str(running.image)
+            prepared = prepare_index(image, copy_budget_bytes=copy_budget, progress=progress)
+            result = lift_live(running, prepared, qemu=qemu)
+        manifest, switched = result.manifest, f"; {describe_switch(result)}"
+    else:
+        image = need_image(image, device, node)
+        qemu = find_qemu(qemu_name, need=["img"])
+        with byte_progress("copying", copy_budget) as progress:
+            manifest = lift_index(image, qemu, copy_budget_bytes=copy_budget, progress=progress)
     if as_json:
         click.echo(write_text(manifest), nl=False)
         return
     seen = sum(layer.visible_clusters > 0 for layer in manifest.layers)
     click.echo(
         f"{image}: an index of {manifest.extents} extents over {len(manifest.layers)} layers ({seen} can be seen), "
-        f"{format_bytes(manifest.copied_bytes)} copied"
+        f"{format_bytes(manifest.copied_bytes)} copied{switched}"
     )

@@ -36,7 +36,7 @@ def restore_lift(image: str | os.PathLike[str], qemu: Qemu, *, clean: bool = Fal
             "its original layers were deleted when it was squashed", path=source.image, hint="there is no way back"
         )
     if clean:
-        _refuse_if_used(source.image, manifest)
+        refuse_if_used(source.image, manifest)
     with as_errors(workspace), workspace.hold():
         if source.current.name != manifest.original.name:
             switch_pointer(qemu, source.image, original_pointer(manifest))
@@ -53,7 +53,11 @@ def original_pointer(manifest: Manifest) -> Pointer:
     return pointer
 
 
-def _refuse_if_used(image: Path, manifest: Manifest) -> None:
+def refuse_if_used(image: Path, manifest: Manifest) -> None:
+    """Refuse if another image in the image's directory stands on a file of its lift.
+
+    :raise ImageError: naming that image.
+    """
     files = [Path(file.path) for file in manifest.files]
     for file, users in find_users(files, [image.parent]).items():
         others = [user for user in users if user != image]

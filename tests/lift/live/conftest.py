@@ -7,6 +7,7 @@ import json
 import os
 import struct
 import subprocess
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -96,11 +97,22 @@ class Daemon:
         return {node["node-name"] for node in self.monitor.execute("query-named-block-nodes", flat=True)}
 
     def open_files(self) -> int:
+        """Files that it has open; what it still has to close of a client that is gone does not count."""
+        counts = []
+        while len(counts) < 3 or counts[-1] != counts[-3]:
+            counts.append(self._open_files())
+            time.sleep(0.02)
+        return counts[-1]
+
+    def _open_files(self) -> int:
         return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
 
     def resident_bytes(self) -> int:
         text = Path(f"/proc/{self.process.pid}/statm").read_text()
         return int(text.split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    def last_words(self) -> str:
+        return self.process.crash_error("the test").what
 
     def client(self) -> NbdClient:
         return NbdClient(self.nbd, "disk")

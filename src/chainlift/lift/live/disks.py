@@ -35,6 +35,8 @@ class LiveDisk:
     iothread: str | None = None
     #: Whether :attr:`iothread` is certain: an export may be in one of which QMP does not tell.
     iothread_is_known: bool = True
+    #: Whether an export (NBD, vhost-user-blk, FUSE) uses it.
+    is_exported: bool = False
 
     def __str__(self) -> str:
         used = f" of {', '.join(self.users)}" if self.users else ""
@@ -61,9 +63,11 @@ def list_disks(monitor: Monitor, graph: BlockGraph, peer: Peer) -> list[LiveDisk
         if thread is not None:
             threads[root] = thread
     unknown: set[str] = set()
+    exports: set[str] = set()
     for export in monitor.execute("query-block-exports"):
         exported: str = export["node-name"]
         names.setdefault(exported, []).append(export["id"])
+        exports.add(exported)
         options = peer.export_options(export["id"])
         if options is None:
             unknown.add(exported)
@@ -84,6 +88,7 @@ def list_disks(monitor: Monitor, graph: BlockGraph, peer: Peer) -> list[LiveDisk
                 length=len(graph.backing_chain(node)) - 1,
                 iothread=threads.get(root),
                 iothread_is_known=root in threads or root not in unknown,
+                is_exported=root in exports,
             )
         )
     return disks

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from chainlift.errors import QemuError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from pathlib import Path
 
     from chainlift.qemu.monitor import Monitor
 
@@ -78,8 +78,9 @@ class Edge:
 class BlockGraph:
     """All nodes of one QEMU at one time."""
 
-    def __init__(self, nodes: Mapping[str, Node], edges: list[Edge]) -> None:
+    def __init__(self, nodes: Mapping[str, Node], edges: list[Edge], directory: Path = Path()) -> None:
         self.nodes = nodes
+        self._directory = directory
         self._down: dict[str, dict[str, str]] = {}
         self._up: dict[str, list[Edge]] = {}
         for edge in edges:
@@ -144,11 +145,13 @@ class BlockGraph:
         return [node, *(name for child in below for name in self.subtree(child))]
 
     def protocol_file(self, node: str) -> str | None:
-        """Return the path of the file under a node, or None where it is no local file."""
+        """Return the path of the file under a node, absolute as far as we know, or None where it is no local file."""
         while below := self.child(node, "file"):
             node = below
         described = self.nodes[node]
-        return local_filename(described.filename) if described.driver in ("file", "host_device") else None
+        if described.driver not in ("file", "host_device"):
+            return None
+        return str(self._directory / local_filename(described.filename))
 
 
 def local_filename(filename: str) -> str:
@@ -168,9 +171,10 @@ def is_same_file(first: Path, second: Path) -> bool:
     return (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino)
 
 
-def read_graph(monitor: Monitor) -> BlockGraph:
+def read_graph(monitor: Monitor, directory: Path = Path()) -> BlockGraph:
     """Ask QEMU for its nodes and edges.
 
+    :param directory: QEMU's working directory, which relative file names are relative to.
     :raise QemuError: if it cannot tell, or its graph changes faster than it can be read.
     """
     for _ in range(_ATTEMPTS):
@@ -180,7 +184,7 @@ def read_graph(monitor: Monitor) -> BlockGraph:
         kinds = {item["id"]: item for item in raw["nodes"]}
         drivers = {item["name"] for item in raw["nodes"] if item["type"] == "block-driver"}
         if drivers == nodes.keys():
-            return BlockGraph(nodes, [_edge(edge, kinds) for edge in raw["edges"]])
+            return BlockGraph(nodes, [_edge(edge, kinds) for edge in raw["edges"]], directory)
     raise QemuError("its block nodes change all the time", hint="wait until snapshots and jobs are done")
 
 

@@ -47,6 +47,8 @@ class Peer:
     open_files: frozenset[tuple[int, int]] | None
     #: Its command line; empty where we may not look.
     command_line: Sequence[str] = field(default=())
+    #: Its working directory; the current one's where we may not look.
+    directory: Path = field(default=Path())
 
     def has_open(self, path: Path) -> bool | None:
         """Whether it has the file of this name open now; None if that cannot be told."""
@@ -91,6 +93,9 @@ def look_at(pid: int) -> Peer:
     there = Path("/proc") / str(pid)
     files: frozenset[tuple[int, int]] | None = None
     words: list[str] = []
+    directory = Path()
+    with suppress(OSError):
+        directory = (there / "cwd").readlink()
     with suppress(OSError):
         words = (there / "cmdline").read_bytes().decode(errors="replace").rstrip("\0").split("\0")
     with suppress(OSError):
@@ -100,7 +105,7 @@ def look_at(pid: int) -> Peer:
                 status = entry.stat()
                 found.add((status.st_dev, status.st_ino))
         files = frozenset(found)
-    return Peer(pid, files, tuple(words))
+    return Peer(pid, files, tuple(words), directory)
 
 
 def _parse(value: str) -> dict[str, object]:

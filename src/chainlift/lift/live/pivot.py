@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 
 #: AioContext locks went in 9.0; until then a node freed inside ``blockdev-reopen`` in an iothread ends QEMU.
 LOCKLESS: Final = (9, 0, 0)
+#: How the names of all nodes begin that we add.
+NODE_PREFIX: Final = "chainlift-"
 #: How long QEMU is left alone between two steps that each stop its main loop for a moment.
 PAUSE_S: Final = 0.002
 
@@ -74,6 +76,8 @@ class ActiveNode:
     iothread: str | None
     #: Names the nodes that we add for this disk: ``chainlift-1a2b3c4d``.
     prefix: str
+    #: QEMU's working directory.
+    directory: Path
 
     @property
     def hold(self) -> str:
@@ -144,7 +148,7 @@ class Pivot:
         :raise QemuCrashed: if QEMU ended; the image on disk is as it was before or after the switch.
         """
         before = self._read_pointer(self._active.image)
-        graph = read_graph(self._monitor)
+        graph = self._read_graph()
         self._old = graph.child(self._active.name, "backing")
         try:
             if self._old is not None:
@@ -172,8 +176,8 @@ class Pivot:
                 self._release(self._old)
         except QemuCrashed:
             raise
-        except QemuError:
-            self.left = self._ours(read_graph(self._monitor))
+        except QemuError as error:
+            self.left = [str(error), *self._ours(self._read_graph())]
         else:
             self._reached(State.DONE)
 
@@ -234,7 +238,7 @@ class Pivot:
             raise QemuError("change-backing-file did not change the header", path=active.image)
 
     def _release(self, old: str) -> None:
-        graph = read_graph(self._monitor)
+        graph = self._read_graph()
         chain = graph.backing_chain(old)
         gone = {self._active.hold}
         layers = iter(zip(chain, [*chain[1:], self._active.hold_null], strict=True))
@@ -263,7 +267,7 @@ class Pivot:
         try:
             if pointer is not None and self._read_pointer(active.image) != pointer:
                 self._persist(pointer)
-            graph = read_graph(self._monitor)
+            graph = self._read_graph()
             held = graph.child(active.hold, "file")
             if held is not None and held != active.hold_null and graph.child(active.name, "backing") != held:
                 self._reopen(held)
@@ -271,17 +275,20 @@ class Pivot:
         except QemuCrashed:
             raise
         except QemuError as error:
-            what = f"{cause}; undoing it failed too" if cause else "undoing it failed"
+            what = f"{cause}; it could not be undone" if cause else "it could not be undone"
             raise OperationError(
-                f"{what}: {error}",
+                f"{what} ({error})",
                 path=active.image,
-                hint="the disk reads the same either way; run the command again to clean up",
+                hint="the image reads the same bytes either way; if QEMU still runs, run the command again to clean up",
             ) from cause
         self.state = State.START
 
+    def _read_graph(self) -> BlockGraph:
+        return read_graph(self._monitor, self._active.directory)
+
     def _remove_ours(self) -> None:
         """Delete the nodes that we have added for this disk and that it does not use."""
-        graph = read_graph(self._monitor)
+        graph = self._read_graph()
         used = set(graph.subtree(self._active.root))
         for name in self._ours(graph):
             if name not in used:
@@ -321,11 +328,12 @@ class Pivot:
         :raise OperationError: if the header names neither of the two chains.
         """
         active = self._active
-        graph = read_graph(self._monitor)
+        graph = self._read_graph()
         if not any(name in graph.nodes for name in (active.hold, active.hold_null)):
-            stray = [name for name in self._ours(graph) if name not in graph.subtree(active.root)]
+            used = set(graph.subtree(active.root))
+            stray = not used.issuperset(self._ours(graph))
             self._remove_ours()
-            return bool(stray)
+            return stray
         held, backing = graph.child(active.hold, "file"), graph.child(active.name, "backing")
         if held is None or held in (active.hold_null, backing):
             self._remove_ours()
@@ -334,7 +342,8 @@ class Pivot:
         if named is None or backing is None:
             raise OperationError("a killed run has left this disk half switched", path=active.image)
         if _opens(graph, backing, named):
-            self._release(held)
+            self._release(self._hold_again(graph, held))
+            self._remove_ours()
         elif _opens(graph, held, named):
             self._undo(None, None)
         else:
@@ -344,6 +353,15 @@ class Pivot:
                 hint="stop the VM and look at the header with qemu-img info",
             )
         return True
+
+    def _hold_again(self, graph: BlockGraph, held: str) -> str:
+        """Move the hold up to a node of ours over it: a run was killed after moving the hold and before deleting it."""
+        above = [edge.parent for edge in graph.parents(held) if edge.role == "backing"]
+        for name in above:
+            if isinstance(name, str) and name.startswith(NODE_PREFIX) and not graph.parents(name):
+                self._move_hold(name)
+                return name
+        return held
 
 
 def _only_held_by(graph: BlockGraph, node: str, gone: set[str]) -> bool:

@@ -13,7 +13,7 @@ from chainlift.lift.live import guard
 from chainlift.lift.live.disks import LiveDisk, choose_disk, list_disks, list_iothreads
 from chainlift.lift.live.graph import BlockGraph, read_graph
 from chainlift.lift.live.peer import Peer, find_peer
-from chainlift.lift.live.pivot import PAUSE_S, ActiveNode, Pivot, State
+from chainlift.lift.live.pivot import NODE_PREFIX, PAUSE_S, ActiveNode, Pivot, State
 from chainlift.qcow2.header import parse_header
 from chainlift.qemu.monitor import Monitor
 
@@ -73,11 +73,12 @@ class LiveSession:
             no_flush=node.no_flush,
             iothread=self.disk.iothread,
             prefix=node_prefix(self.image),
+            directory=self.peer.directory,
         )
 
     def refresh(self) -> None:
         """Read QEMU's graph again, after it was changed or a long time has passed."""
-        self.graph = read_graph(self.monitor)
+        self.graph = read_graph(self.monitor, self.peer.directory)
 
     def check(self) -> None:
         """Refuse what must not be switched; run it right before a pivot once more.
@@ -106,7 +107,7 @@ def open_session(
     :raise QemuError: if QEMU does not answer.
     """
     with connect(socket) as (monitor, version, peer):
-        graph = read_graph(monitor)
+        graph = read_graph(monitor, peer.directory)
         disk = choose_disk(list_disks(monitor, graph, peer), device=device, node=node, image=image)
         session = LiveSession(monitor, version, disk, graph, peer, [])
         guard.refuse_node(graph, disk)
@@ -149,7 +150,7 @@ def read_pointer(image: Path) -> str | None:
 
 def node_prefix(image: Path) -> str:
     """Return how the names of the nodes begin that we add for this image; 19 of the 31 characters that QEMU allows."""
-    return "chainlift-" + hashlib.sha256(str(image.resolve()).encode()).hexdigest()[:8]
+    return NODE_PREFIX + hashlib.sha256(str(image.resolve()).encode()).hexdigest()[:8]
 
 
 def _version(monitor: Monitor) -> tuple[int, int, int]:

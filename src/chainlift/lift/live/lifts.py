@@ -1,0 +1,198 @@
+"""Index, squash and restore under a running VM: what a lift is at rest, with a pivot as its switch."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from chainlift.chain.names import parse_name
+from chainlift.chain.opening import probe_format
+from chainlift.errors import ChainliftError, ImageError
+from chainlift.lift.descriptor import index_descriptor
+from chainlift.lift.live import guard
+from chainlift.lift.live.compare import compare_sample
+from chainlift.lift.live.pivot import State
+from chainlift.lift.live.target import Target, backing_target
+from chainlift.lift.manifest import NAME
+from chainlift.lift.restore import original_pointer, refuse_if_used
+from chainlift.lift.source import find_source, read_pointer
+from chainlift.lift.workspace import Workspace
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from contextlib import AbstractContextManager
+
+    from chainlift.lift.lifting import Prepared
+    from chainlift.lift.live.pivot import Timings
+    from chainlift.lift.live.session import LiveSession
+    from chainlift.lift.manifest import Manifest, Pointer
+    from chainlift.qemu.binary import Qemu
+
+#: From here on every node that is added or freed makes QEMU poll all others (the graph lock drains them): opening a
+#: chain of 300 in one command stops the main loop for 0.5 s and more, so it is opened layer by layer.
+SLOW_GRAPH: Final = (10, 1, 0)
+_FEW_LAYERS: Final = 32
+_LONGEST: Final = 10_000
+
+
+@dataclass(frozen=True)
+class LiveResult:
+    """What a live verb did."""
+
+    manifest: Manifest
+    timings: Timings
+    #: Nodes that were to go and could not.
+    left: list[str]
+
+
+def lift_live(
+    session: LiveSession,
+    prepare: AbstractContextManager[Prepared],
+    *,
+    qemu: Qemu | None,
+    after: Callable[[State], None] | None = None,
+) -> LiveResult:
+    """Build a lift beside a running disk and switch the disk to it.
+
+    :param prepare: of :mod:`chainlift.lift.lifting`, not entered yet.
+    :param qemu: whose storage daemon reads a sample of the lift to compare it; None compares nothing.
+    :raise InputError: if the disk must not be switched.
+    :raise AnswerIsNo: if the sample differs; nothing was switched.
+    :raise QemuError: if a step failed; everything is as before.
+    """
+    refuse_other_chain(session)
+    before = find_source(session.image).manifest
+    with prepare as prepared:
+        pivot = session.pivot(after=after)
+        try:
+            target = backing_target(session.image, prepared.manifest.lifted.name, prepared.manifest.lifted.format)
+            if qemu is not None:
+                compare_sample(qemu, session.image, target)
+            # Building may have taken minutes: what was allowed before must still be.
+            session.refresh()
+            session.check()
+            refuse_other_chain(session)
+            pivot.run(target)
+        except ChainliftError:
+            if pivot.state is State.START:
+                _put_back(prepared, before)
+            raise
+        prepared.settle()
+        return LiveResult(prepared.manifest, pivot.timings, pivot.left)
+
+
+def _put_back(prepared: Prepared, before: Manifest | None) -> None:
+    """Remove what was prepared and is not used, and say again what an older lift, still in use, stands on."""
+    with suppress(OSError, ChainliftError):
+        if before is None:
+            prepared.workspace.remove_all_but(())
+        else:
+            prepared.workspace.write_manifest(before)
+            prepared.workspace.remove_all_but({NAME, *(Path(file.path).name for file in before.files)})
+
+
+def restore_live(
+    session: LiveSession, *, clean: bool = False, after: Callable[[State], None] | None = None
+) -> LiveResult:
+    """Switch a running disk back to the chain that it had before it was lifted.
+
+    :param clean: also remove the lift's files.
+    :raise ImageError: if the image is not lifted, or a layer is not there any more, or (with ``clean``) another image
+        stands on the lift; nothing was touched.
+    :raise QemuError: if a step failed; everything is as before.
+    """
+    image = session.image
+    source = find_source(image)
+    manifest = source.manifest
+    # Not `is_lifted`: a run killed before its switch has left a newer manifest than the lift that is in use.
+    if manifest is None or source.current.name == source.original.name:
+        raise ImageError("is not lifted", path=image, hint="there is nothing to restore")
+    if clean:
+        refuse_if_used(image, manifest)
+    refuse_other_chain(session)
+    pointer = original_pointer(manifest)
+    layers = layers_under(image, pointer)
+    for layer in layers:
+        if not layer.path.exists():
+            raise ImageError("is gone", path=layer.path, hint="the chain cannot be restored without it")
+    target = backing_target(image, pointer.name, pointer.format)
+    slow = session.version >= SLOW_GRAPH and len(layers) > _FEW_LAYERS
+    if slow:
+        target = Target(target.pointer, layers[0].options, tuple(layer.options for layer in layers[1:]))
+    with Workspace(image).hold() as workspace:
+        pivot = session.pivot(after=after)
+        pivot.run(target, name_layers=slow)
+        if clean:
+            workspace.remove_all_but(())
+    return LiveResult(manifest, pivot.timings, pivot.left)
+
+
+@dataclass(frozen=True)
+class DiskLayer:
+    """A layer as the headers on disk name it."""
+
+    #: Its file; of an index, its descriptor.
+    path: Path
+    format: str
+    #: How QEMU opens it by itself.
+    options: Mapping[str, Any]
+
+
+def layers_under(image: Path, pointer: Pointer | None) -> list[DiskLayer]:
+    """Return everything under an image as the headers say, top first; an index counts as one, and is the last.
+
+    :param pointer: what to begin with: the image's backing file, now or before.
+    :raise ImageError: if a header cannot be read, or the chain is a loop.
+    """
+    layers: list[DiskLayer] = []
+    path = image
+    while pointer is not None:
+        descriptor = index_descriptor(pointer.name)
+        if descriptor is not None:
+            layers.append(DiskLayer(descriptor, "qcow2", backing_target(path, pointer.name, "qcow2").options))
+            break
+        reference = parse_name(pointer.name, named_in=str(path), file_format=pointer.format)
+        path = Path(reference.path)
+        layer_format = reference.format or _probe(path)
+        driver = "host_device" if path.is_block_device() else "file"
+        file = {"driver": driver, "read-only": True, "filename": str(path)}
+        layers.append(DiskLayer(path, layer_format, {"driver": layer_format, "read-only": True, "file": file}))
+        if len(layers) > _LONGEST:
+            raise ImageError(f"has more than {_LONGEST} layers under it", path=image)
+        pointer = read_pointer(path)[1] if layer_format == "qcow2" else None
+    return layers
+
+
+def refuse_other_chain(session: LiveSession) -> None:
+    """Refuse if the chain in QEMU is not the one that the headers on disk describe.
+
+    :raise ImageError: naming the first layer that differs.
+    """
+    layers = layers_under(session.image, read_pointer(session.image)[1])
+    chain = [(session.image, "qcow2"), *((layer.path, layer.format) for layer in layers)]
+    guard.refuse_other_chain(session.graph, session.disk.node, chain, session.peer)
+
+
+def _probe(path: Path) -> str:
+    with path.open("rb") as file:
+        return probe_format(file.read(4096))
+
+
+def be_gentle() -> None:
+    """Let others go first, on the processor and on the disk: what we build beside a VM is in no hurry."""
+    with suppress(OSError):
+        os.nice(10)
+    with suppress(OSError, AttributeError):
+        _idle_io()
+
+
+def _idle_io() -> None:
+    import ctypes
+    import platform
+
+    number = {"x86_64": 251, "aarch64": 30}[platform.machine()]  # ioprio_set(2), which glibc does not wrap
+    ioprio_who_process, ioprio_class_idle = 1, 3 << 13
+    ctypes.CDLL(None, use_errno=True).syscall(number, ioprio_who_process, 0, ioprio_class_idle)

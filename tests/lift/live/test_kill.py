@@ -1,0 +1,161 @@
+"""chainlift killed before and after commands that change QEMU, and QEMU killed at the same places."""
+
+import os
+import signal
+import sys
+
+import pytest
+
+from chainlift.errors import ChainliftError, ImageError
+from chainlift.lift.lifting import prepare_index
+from chainlift.lift.live.lifts import lift_live, restore_live
+from chainlift.lift.live.session import open_session
+from chainlift.qemu import monitor as qmp
+from chainlift.qemu.monitor import Monitor
+
+pytestmark = pytest.mark.integration
+CHANGING = ("blockdev-add", "blockdev-del", "blockdev-reopen", "change-backing-file", "x-blockdev-set-iothread")
+
+
+def everything(chain) -> bytes:
+    return b"".join(chain.block(number) for number in range(chain.virtual_size // 4096))
+
+
+def read_all(client) -> bytes:
+    return b"".join(client.read(offset, 1 << 20) for offset in range(0, client.size_bytes, 1 << 20))
+
+
+def run(verb, daemon) -> None:
+    with open_session(daemon.qmp) as session:
+        if verb == "index":
+            result = lift_live(session, prepare_index(session.image), qemu=None)
+        else:
+            result = restore_live(session, clean=True)
+    assert result.left == []
+
+
+def run_again(verb, daemon) -> None:
+    """The same verb again either does its work or says that it was done."""
+    try:
+        run(verb, daemon)
+    except ImageError as error:
+        assert "is not lifted" in str(error)
+
+
+class Counter:
+    """Counts the commands that change QEMU, and kills somebody at one of them."""
+
+    def __init__(self, when="", which=0, victim=0):
+        self.when, self.which, self.victim, self.count = when, which, victim, 0
+        self.plain = Monitor.execute
+
+    def __enter__(self):
+        def execute(monitor, command, arguments=None, **more):
+            self.count += command in CHANGING
+            here = command in CHANGING and self.count == self.which
+            if here and self.when == "before":
+                os.kill(self.victim, signal.SIGKILL)
+            result = self.plain(monitor, command, arguments, **more)
+            if here and self.when == "after":
+                os.kill(self.victim, signal.SIGKILL)
+            return result
+
+        Monitor.execute = execute
+        return self
+
+    def __exit__(self, *_):
+        Monitor.execute = self.plain
+
+
+def run_and_die(verb, daemon, when, which) -> None:
+    pid = os.fork()
+    if pid == 0:
+        try:
+            qmp._running_loop = None  # its thread is not in this process
+            with Counter(when, which, os.getpid()):
+                run(verb, daemon)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+
+
+def count_commands(verb, daemon) -> int:
+    with Counter() as counter:
+        run(verb, daemon)
+    return counter.count
+
+
+def points(count: int, every: bool) -> list[tuple[str, int]]:
+    chosen = range(1, count + 1) if every else (5, 6, 7)
+    return [(when, which) for which in chosen for when in ("before", "after")]
+
+
+def chainlift_killed(make_chain, start_daemon, same_bytes, *, qemu: str, every: bool) -> int:
+    chain = make_chain(6, virtual_size=8 << 20)
+    daemon = start_daemon(chain.active, qemu=qemu)
+    fresh = len(daemon.nodes())
+    commands = {"index": count_commands("index", daemon)}
+    lifted = len(daemon.nodes())
+    commands["restore"] = count_commands("restore", daemon)
+    assert len(daemon.nodes()) == fresh
+    killed = 0
+    for verb, other, nodes in (("index", "restore", lifted), ("restore", "index", fresh)):
+        if verb == "restore":
+            run("index", daemon)
+        for when, which in points(commands[verb], every):
+            run_and_die(verb, daemon, when, which)
+            killed += 1
+            same_bytes(chain.active, chain.files[-2])
+            with daemon.client() as client:
+                assert read_all(client) == everything(chain)
+            run_again(verb, daemon)
+            assert len(daemon.nodes()) == nodes, (verb, when, which)
+            with daemon.client() as client:
+                assert read_all(client) == everything(chain)
+            run(other, daemon)
+    return killed
+
+
+def qemu_killed(make_chain, start_daemon, same_bytes, *, qemu: str, every: bool) -> int:
+    chain = make_chain(6, virtual_size=8 << 20)
+    daemon = start_daemon(chain.active, qemu=qemu)
+    commands = {"index": count_commands("index", daemon), "restore": count_commands("restore", daemon)}
+    killed = 0
+    for verb in ("index", "restore"):
+        for when, which in points(commands[verb], every):
+            if verb == "restore":
+                run("index", daemon)
+            with pytest.raises(ChainliftError, match="connection was lost"), Counter(when, which, daemon.process.pid):
+                run(verb, daemon)
+            daemon.process.wait(10)
+            killed += 1
+            same_bytes(chain.active, chain.files[-2])
+            daemon = start_daemon(chain.active, qemu=qemu)
+            with daemon.client() as client:
+                assert read_all(client) == everything(chain)
+            run_again(verb, daemon)
+            if verb == "index":
+                run("restore", daemon)
+    return killed
+
+
+def test_chainlift_killed_leaves_a_disk_that_the_next_run_puts_in_order(make_chain, start_daemon, same_bytes):
+    killed = chainlift_killed(make_chain, start_daemon, same_bytes, qemu="host", every=False)
+    sys.stdout.write(f"chainlift was killed at {killed} points\n")
+    assert killed == 12
+
+
+def test_qemu_killed_leaves_an_image_that_reads_the_same(make_chain, start_daemon, same_bytes):
+    killed = qemu_killed(make_chain, start_daemon, same_bytes, qemu="host", every=False)
+    sys.stdout.write(f"QEMU was killed at {killed} points\n")
+    assert killed == 12
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("qemu", ["host", "debian:trixie", "debian:trixie-backports"])
+def test_chainlift_and_qemu_killed_at_every_command(make_chain, start_daemon, same_bytes, qemu):
+    ours = chainlift_killed(make_chain, start_daemon, same_bytes, qemu=qemu, every=True)
+    theirs = qemu_killed(make_chain, start_daemon, same_bytes, qemu=qemu, every=True)
+    sys.stdout.write(f"{qemu}: chainlift was killed at {ours} points, QEMU at {theirs}\n")
+    assert min(ours, theirs) > 40

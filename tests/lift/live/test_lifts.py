@@ -1,0 +1,139 @@
+import contextlib
+import shutil
+
+import pytest
+
+from chainlift.errors import ImageError, InputError, OperationError
+from chainlift.lift.lifting import prepare_index
+from chainlift.lift.live.lifts import lift_live, restore_live
+from chainlift.lift.live.session import open_session, read_pointer
+from chainlift.lift.source import find_source
+from chainlift.qemu.binary import find_qemu
+
+pytestmark = pytest.mark.integration
+
+
+def everything(chain) -> bytes:
+    return b"".join(chain.block(number) for number in range(chain.virtual_size // 4096))
+
+
+def read_all(client) -> bytes:
+    return b"".join(client.read(offset, 1 << 20) for offset in range(0, client.size_bytes, 1 << 20))
+
+
+@pytest.fixture
+def qemu():
+    return find_qemu(need=("storage-daemon", "img"))
+
+
+def index(daemon, chain, qemu, **options):
+    with open_session(daemon.qmp) as session:
+        return lift_live(session, prepare_index(session.image, **options), qemu=qemu)
+
+
+def test_a_running_disk_is_indexed_read_written_and_restored(make_chain, start_daemon, same_bytes, qemu):
+    chain = make_chain(30)
+    daemon = start_daemon(chain.active)
+    before = daemon.nodes()
+    original = read_pointer(chain.active)
+    with daemon.client() as client:
+        result = index(daemon, chain, qemu)
+        assert result.manifest.kind == "index"
+        assert result.left == []
+        assert read_all(client) == everything(chain)
+        assert len(daemon.nodes()) == 2 + 3 + 31  # the disk; table, descriptor and its file; extents
+        client.write(5 << 20, b"x" * 4096)
+        client.flush()
+        with open_session(daemon.qmp) as session:
+            restore_live(session, clean=True)
+        assert client.read(5 << 20, 4096) == b"x" * 4096
+        client.write(5 << 20, chain.block((5 << 20) // 4096))
+        client.flush()
+        assert read_all(client) == everything(chain)
+    assert len(daemon.nodes()) == len(before)
+    assert read_pointer(chain.active) == original
+    assert not (chain.directory / "active.qcow2.lift").exists()
+    same_bytes(chain.active, chain.files[-2])
+
+
+def test_an_image_that_is_indexed_already_is_indexed_again(make_chain, start_daemon, qemu):
+    chain = make_chain(8)
+    daemon = start_daemon(chain.active)
+    index(daemon, chain, qemu)
+    nodes = len(daemon.nodes())
+    index(daemon, chain, qemu, copy_budget_bytes=1 << 20)
+    assert len(daemon.nodes()) < nodes
+    files = sorted(path.name for path in (chain.directory / "active.qcow2.lift").iterdir())
+    assert files == ["index-2.table", "index-2.vmdk", "manifest.json"]
+    with daemon.client() as client:
+        assert read_all(client) == everything(chain)
+
+
+def test_a_layer_that_was_replaced_on_disk_is_refused(make_chain, start_daemon, qemu):
+    chain = make_chain(5)
+    daemon = start_daemon(chain.active)
+    victim = chain.files[2]
+    shutil.copy(victim, victim.with_suffix(".copy"))
+    victim.with_suffix(".copy").replace(victim)
+    with pytest.raises(ImageError, match=r"layer0002.qcow2: was replaced: QEMU's layer 3 .* still has the file open"):
+        index(daemon, chain, qemu)
+    assert find_source(chain.active).manifest is None
+
+
+def test_a_header_that_names_another_chain_than_qemu_has_is_refused(make_chain, start_daemon, qemu, tmp_path):
+    chain = make_chain(5)
+    daemon = start_daemon(chain.active)
+    layer = chain.files[4]
+    # qemu-img refuses that while QEMU reads the layer; another tool would not
+    data = bytearray(layer.read_bytes())
+    data[: 1 << 16] = bytes(data[: 1 << 16]).replace(b"layer0003.qcow2", b"layer0002.qcow2")
+    layer.write_bytes(data)
+    with pytest.raises(ImageError, match=r"layer0002.qcow2: QEMU's layer 2 \(node #block\d+\) is .*layer0003.qcow2"):
+        index(daemon, chain, qemu)
+
+
+def test_a_disk_with_a_block_job_is_refused(make_chain, start_daemon, qemu):
+    chain = make_chain(5)
+    daemon = start_daemon(chain.active)
+    daemon.monitor.execute("block-stream", device="disk0", job_id="job0", speed=1)
+    with pytest.raises(InputError, match=r"block job job0 works on node"):
+        index(daemon, chain, qemu)
+
+
+def test_a_disk_that_is_not_lifted_cannot_be_restored(make_chain, start_daemon):
+    chain = make_chain(3)
+    daemon = start_daemon(chain.active)
+    with open_session(daemon.qmp) as session, pytest.raises(ImageError, match="is not lifted"):
+        restore_live(session)
+
+
+def test_a_restore_without_one_of_the_layers_leaves_the_lift_in_place(make_chain, start_daemon, qemu):
+    chain = make_chain(5)
+    daemon = start_daemon(chain.active)
+    index(daemon, chain, qemu)
+    nodes = daemon.nodes()
+    chain.files[3].rename(chain.files[3].with_suffix(".away"))
+    with open_session(daemon.qmp) as session, pytest.raises((ImageError, OperationError), match="layer0003"):
+        restore_live(session)
+    assert daemon.nodes() == nodes
+    with daemon.client() as client:
+        assert read_all(client) == everything(chain)
+
+
+def test_an_export_in_an_iothread_of_an_old_qemu_is_refused(make_chain, start_daemon, qemu):
+    if qemu.version >= (9, 0, 0):
+        pytest.skip("this QEMU survives it")
+    chain = make_chain(2)
+    daemon = start_daemon(chain.active, export=",iothread=io0", extra=("--object", "iothread,id=io0"))
+    with pytest.raises(InputError, match="may die if a disk is switched that it exports from an iothread"):
+        index(daemon, chain, qemu)
+
+
+def test_a_qemu_without_blockdev_reopen_is_refused(make_chain, start_daemon):
+    chain = make_chain(2)
+    try:
+        daemon = start_daemon(chain.active, qemu="debian:bullseye")
+    except InputError as error:
+        pytest.skip(f"no QEMU 5.2 here: {error}")
+    with pytest.raises(InputError, match="no blockdev-reopen"), contextlib.ExitStack() as stack:
+        stack.enter_context(open_session(daemon.qmp))

@@ -1,0 +1,185 @@
+"""Clients read and write while the disk is pivoted to and fro; not one byte may be wrong, not one request fail."""
+
+import itertools
+import random
+import struct
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from chainlift.errors import ChainliftError, InputError
+from chainlift.lift.lifting import prepare_index
+from chainlift.lift.live.lifts import lift_live, restore_live
+from chainlift.lift.live.session import open_session
+from chainlift.qcow2.writer import write_image
+from chainlift.qemu.binary import find_qemu
+
+pytestmark = pytest.mark.integration
+BLOCK = 4096
+
+
+class Client(threading.Thread):
+    """One connection that owns a part of the disk: it knows what every block of it must read as."""
+
+    def __init__(self, daemon, chain, first: int, last: int, seed: int, stop: threading.Event):
+        super().__init__(daemon=True)
+        self.client = daemon.client()
+        self.random = random.Random(seed)
+        self.first, self.last = first, last
+        self.stop = stop
+        self.chain = chain
+        #: 0: as the chain had it; 1: zeroes; else the version that was written.
+        self.version = np.zeros(last - first, np.int64)
+        self.requests = 0
+        self.longest_s = 0.0
+        self.error: Exception | None = None
+
+    def expected(self, block: int) -> bytes:
+        version = int(self.version[block - self.first])
+        if version == 0:
+            return self.chain.block(block)
+        return bytes(BLOCK) if version == 1 else struct.pack("<QQ", version << 20, block) * (BLOCK // 16)
+
+    def check(self, block: int, count: int) -> None:
+        data = self.client.read(block * BLOCK, count * BLOCK)
+        assert data == b"".join(self.expected(block + i) for i in range(count)), f"wrong bytes in block {block}+{count}"
+
+    def run(self) -> None:
+        try:
+            while not self.stop.is_set():
+                count = self.random.choice((1, 1, 1, 4, 16))
+                block = self.random.randrange(self.first, self.last - count)
+                kind = self.random.random()
+                began = time.monotonic()
+                if kind < 0.6:
+                    self.check(block, count)
+                elif kind < 0.92:
+                    version = self.requests + 2
+                    self.version[block - self.first : block - self.first + count] = version
+                    self.client.write(block * BLOCK, b"".join(self.expected(block + i) for i in range(count)))
+                elif kind < 0.97:
+                    self.version[block - self.first : block - self.first + count] = 1
+                    self.client.write_zeroes(block * BLOCK, count * BLOCK)
+                else:
+                    self.client.flush()
+                self.longest_s = max(self.longest_s, time.monotonic() - began)
+                self.requests += 1
+            for block in range(self.first, self.last, 16):
+                self.check(block, min(16, self.last - block))
+        except (AssertionError, ChainliftError) as error:
+            self.error = error
+
+
+class Torture:
+    def __init__(self, daemon, chain, qemu, clients: int = 3):
+        self.daemon, self.chain, self.qemu = daemon, chain, qemu
+        self.stop = threading.Event()
+        blocks = chain.virtual_size // BLOCK
+        edges = [blocks * i // clients for i in range(clients + 1)]
+        self.clients = [
+            Client(daemon, chain, first, last, seed, self.stop)
+            for seed, (first, last) in enumerate(itertools.pairwise(edges))
+        ]
+        self.active, self.node, self.snapshots, self.pivots = chain.active, "disk0", 0, 0
+
+    def __enter__(self):
+        for client in self.clients:
+            client.start()
+        return self
+
+    def __exit__(self, kind, error, trace):
+        self.stop.set()
+        if isinstance(error, ChainliftError):
+            error.add_note(self.daemon.last_words())
+        for client in self.clients:
+            client.join(60)
+
+    def alive(self) -> None:
+        for client in self.clients:
+            if client.error is not None:
+                raise client.error
+
+    def index(self, **options) -> None:
+        with open_session(self.daemon.qmp) as session:
+            result = lift_live(session, prepare_index(session.image, **options), qemu=None)
+        assert result.left == []
+        self.pivots += 1
+        self.alive()
+
+    def restore(self) -> None:
+        with open_session(self.daemon.qmp) as session:
+            result = restore_live(session, clean=True)
+        assert result.left == []
+        self.pivots += 1
+        self.alive()
+
+    def snapshot(self) -> None:
+        """As a backup tool takes an external snapshot."""
+        self.snapshots += 1
+        path, node = self.chain.directory / f"snapshot{self.snapshots}.qcow2", f"snap{self.snapshots}"
+        write_image(path, virtual_size=self.chain.virtual_size, backing_file=self.active.name, backing_format="qcow2")
+        monitor = self.daemon.monitor
+        file = {"driver": "file", "filename": str(path)}
+        monitor.execute("blockdev-add", {"driver": "qcow2", "node-name": node, "file": file, "backing": None})
+        monitor.execute("blockdev-snapshot", node=self.node, overlay=node)
+        self.active, self.node = path, node
+        self.alive()
+
+
+def torture(make_chain, start_daemon, same_bytes, *, qemu: str, length: int, pivots: int, export: str = "", extra=()):
+    try:
+        found = find_qemu(qemu, need=("storage-daemon", "img"))
+    except InputError as error:
+        pytest.skip(f"no QEMU {qemu} here: {error}")
+    chain = make_chain(length)
+    daemon = start_daemon(chain.active, qemu=qemu, export=export, extra=extra)
+    sizes = []
+    with Torture(daemon, chain, found) as run:
+        while run.pivots < pivots:
+            run.index()
+            if run.pivots % 7 == 1:
+                run.snapshot()
+                run.index(copy_budget_bytes=1 << 20)
+            if run.pivots % 5 == 2:
+                run.index(copy_budget_bytes=4 << 20)
+            run.restore()
+            sizes.append((daemon.open_files(), len(daemon.nodes()), daemon.resident_bytes(), run.snapshots))
+        run.alive()
+    run.alive()
+    requests = sum(client.requests for client in run.clients)
+    stall_s = max(client.longest_s for client in run.clients)
+    sys.stdout.write(
+        f"{qemu}: {run.pivots} pivots, {run.snapshots} snapshots, {requests} verified requests, "
+        f"the longest took {stall_s * 1e3:.0f} ms; (files, nodes, bytes, snapshots) {sizes[0]} -> {sizes[-1]}\n"
+    )
+    # One more layer a snapshot is all that may stay: its two nodes and its file.
+    (files, nodes, _, snapshots), (last_files, last_nodes, _, last_snapshots) = sizes[0], sizes[-1]
+    assert last_files - files <= last_snapshots - snapshots
+    assert last_nodes - nodes <= 2 * (last_snapshots - snapshots)
+    assert requests > pivots
+    return run, sizes
+
+
+def test_requests_survive_pivots_and_snapshots(make_chain, start_daemon, same_bytes):
+    torture(make_chain, start_daemon, same_bytes, qemu="host", length=20, pivots=12)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("qemu", ["debian:trixie", "debian:trixie-backports"])
+def test_requests_survive_pivots_of_an_export_in_an_iothread(make_chain, start_daemon, same_bytes, qemu):
+    torture(
+        make_chain, start_daemon, same_bytes, qemu=qemu, length=20, pivots=40,
+        export=",iothread=io0", extra=("--object", "iothread,id=io0"),
+    )  # fmt: skip
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("qemu", ["host", "debian:trixie", "debian:trixie-backports"])
+def test_requests_survive_two_hundred_pivots(make_chain, start_daemon, same_bytes, qemu):
+    _, sizes = torture(make_chain, start_daemon, same_bytes, qemu=qemu, length=60, pivots=200)
+    early = sizes[len(sizes) // 4][2]
+    assert sizes[-1][2] < early * 1.25 + (sizes[-1][3] << 20)

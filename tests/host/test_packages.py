@@ -1,4 +1,3 @@
-import json
 import os
 import shutil
 import stat
@@ -8,7 +7,7 @@ import pytest
 
 from chainlift.errors import MissingToolError, OperationError
 from chainlift.host import packages
-from chainlift.host.packages import download_and_unpack, libraries, resolve
+from chainlift.host.packages import download_and_unpack, libraries, resolve, versions_in
 
 needs_apt = pytest.mark.skipif(shutil.which("apt-get") is None, reason="needs a Debian host")
 
@@ -43,7 +42,7 @@ def test_what_is_wanted_is_fetched_once(fake_apt, tmp_path):
     into = tmp_path / "into"
     assert download_and_unpack(["tool"], into, with_depends=True, keep=libraries) == into
     assert {path.name for path in (into / "usr/bin").iterdir()} == {"tool.deb", "libx.deb"}
-    assert json.loads((into / ".packages.json").read_text())["packages"] == {"libx": "1.0", "tool": "2:3-1+b1"}
+    assert versions_in(into) == {"libx": "1.0", "tool": "2:3-1+b1"}
     assert "download libx=1.0 tool=2:3-1+b1" in log.read_text()
     log.write_text("")
     download_and_unpack(["tool"], into, with_depends=True, keep=libraries)

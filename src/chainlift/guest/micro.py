@@ -22,7 +22,7 @@ from chainlift.guest.libraries import closure
 from chainlift.guest.modules import load_order
 from chainlift.guest.system import AgentGuest, connect_agent
 from chainlift.host.cache import cache_dir
-from chainlift.host.packages import download_and_unpack, libraries
+from chainlift.host.packages import download_and_unpack, libraries, versions_in
 
 if TYPE_CHECKING:
     from chainlift.qemu.vm import VirtualMachine
@@ -33,48 +33,8 @@ _MODULES = ("virtio_pci", "virtio_console", "virtio_scsi", "sd_mod", "ext4")
 #: An initramfs that was not used for so long goes when another one is made: they are 60 to 90 MB each.
 _KEEP_S = 30 * 86400
 
-_INIT = """\
-#!/bin/busybox sh
-# The first process: mounts what programs expect, loads the modules, and becomes the guest agent's keeper.
-/bin/busybox --install -s /bin
-mount -t devtmpfs dev /dev
-mount -t proc proc /proc
-mount -t sysfs sys /sys
-mkdir -p /dev/shm /run /tmp /mnt
-mount -t tmpfs shm /dev/shm
-while read -r module; do insmod "/modules/$module.ko"; done </modules/order
-port=
-tries=0
-while [ -z "$port" ]; do
-    for directory in /sys/class/virtio-ports/*; do
-        read -r name <"$directory/name" && [ "$name" = org.qemu.guest_agent.0 ] && port=${directory##*/}
-    done 2>/dev/null
-    tries=$((tries + 1))
-    [ "$tries" = 3000 ] && { echo "chainlift: no serial port for the guest agent" >/dev/console; poweroff -f; }
-    [ -n "$port" ] || sleep 0.01
-done
-# The disk is found in parallel (the kernel scans SCSI asynchronously): the agent must not answer before.
-tries=0
-until [ -b /dev/sda ]; do
-    tries=$((tries + 1))
-    [ "$tries" = 3000 ] && { echo "chainlift: no disk /dev/sda" >/dev/console; poweroff -f; }
-    sleep 0.01
-done
-read -r uptime _ </proc/uptime
-echo "chainlift: up after $uptime s" >/dev/console
-while :; do
-    /usr/sbin/qemu-ga -m virtio-serial -p "/dev/$port" -t /run >/dev/console 2>&1
-    sleep 0.1
-done
-"""
-
-#: What the agent calls to shut the system down.
-_SHUTDOWN = """\
-#!/bin/busybox sh
-sync
-umount -a -r 2>/dev/null
-poweroff -f
-"""
+#: The first process, and what the agent calls to shut the system down.
+_INIT, _SHUTDOWN = (Path(__file__).with_name(name) for name in ("micro_init.sh", "micro_shutdown.sh"))
 
 
 class MicroGuest:
@@ -125,8 +85,14 @@ class MicroGuest:
 
     def _assemble(self, root: Path, release: str) -> Path:
         """Write the initramfs, named by what it is made of; return its path."""
-        stamp = json.loads((root / ".packages.json").read_text())["packages"]
-        recipe = Path(__file__).read_bytes() + json.dumps([stamp, self._programs], sort_keys=True).encode()
+        parts = [
+            versions_in(root),
+            self._programs,
+            _INIT.read_text(),
+            _SHUTDOWN.read_text(),
+            Path(__file__).read_text(),
+        ]
+        recipe = json.dumps(parts, sort_keys=True).encode()
         path = cache_dir("guest") / f"micro-{release}-{hashlib.sha256(recipe).hexdigest()[:16]}.cpio"
         if path.exists():
             path.touch()
@@ -139,8 +105,8 @@ class MicroGuest:
             image.directory(directory)
         image.symlink("var/run", "/run").symlink("usr/sbin/poweroff", "/bin/poweroff")
         image.character_device("dev/console", 5, 1).character_device("dev/null", 1, 3)
-        image.file("init", _INIT.encode(), executable=True)
-        image.file("sbin/shutdown", _SHUTDOWN.encode(), executable=True)
+        image.file("init", _INIT.read_bytes(), executable=True)
+        image.file("sbin/shutdown", _SHUTDOWN.read_bytes(), executable=True)
         image.file("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\n").file("etc/group", b"root:x:0:\n")
         # Debian 12 keeps them in /lib, Debian 13 in /usr/lib.
         usr_merged = (root / "usr/lib/modules").is_dir()

@@ -107,6 +107,17 @@ def resolve(
         return _resolve(names, options, with_depends=with_depends, keep=keep)
 
 
+def versions_in(root: Path) -> dict[str, str]:
+    """Return name and version of the packages that :func:`download_and_unpack` unpacked into ``root``.
+
+    :raise OperationError: if it did not.
+    """
+    stamp = _read_stamp(root)
+    if stamp is None:
+        raise OperationError("holds no unpacked packages", path=root, hint="remove it")
+    return dict(stamp["packages"])
+
+
 def _resolve(
     names: Sequence[str], options: Sequence[str], *, with_depends: bool, keep: Callable[[str], bool]
 ) -> dict[str, str]:

@@ -167,12 +167,8 @@ class Process:
                 self._supervisor.wait(timeout_s)
             except subprocess.TimeoutExpired:
                 raise TimeoutError(f"{Path(self.argv[0]).name} still runs after {timeout_s:g} s") from None
-            report = self._report.readline()
-            if not report:
-                raise OperationError(f"the supervisor of {self.argv[0]} was killed", hint="so was the program")
-            self._finished = Finished(
-                stdout=_content(self._stdout), stderr=_content(self._stderr), **json.loads(report)
-            )
+            report = self._read_report()
+            self._finished = Finished(stdout=_content(self._stdout), stderr=_content(self._stderr), **report)
             return self._finished
 
     def _read_report(self) -> dict[str, Any]:

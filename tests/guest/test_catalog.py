@@ -16,5 +16,7 @@ def test_each_kind_has_the_name_that_a_plan_gives_it(name):
 
 
 def test_another_name_is_refused():
-    with pytest.raises(InputError, match="there is no guest 'macro'; give micro or debian"):
+    with pytest.raises(
+        InputError, match="there is no guest 'macro' and no image of that name; give micro, debian or a path"
+    ):
         guest_kind("macro", QEMU)

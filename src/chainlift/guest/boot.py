@@ -40,6 +40,7 @@ def machine_config(
         kernel=image.kernel,
         initrd=image.initrd,
         append=image.append,
+        firmware=image.firmware,
         iothread=iothread,
         forward_ports={} if port is None else {_free_port(): port},
         extra=extra,

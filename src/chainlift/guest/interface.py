@@ -60,6 +60,8 @@ class GuestImage:
     initrd: Path | None = None
     #: The kernel's command line without the console, which the machine knows.
     append: str = ""
+    #: Firmware instead of QEMU's own SeaBIOS: a UEFI image, for a disk that boots by it.
+    firmware: Path | None = None
     #: The least memory that the guest runs a study in.
     memory_bytes: int = 512 << 20
     vcpus: int = 1
@@ -106,8 +108,9 @@ class Guest(Protocol):
 class GuestKind(Protocol):
     """A way to make guests: ``micro``, ``debian``, a person's own image."""
 
-    #: As a plan names it.
-    name: str
+    @property
+    def name(self) -> str:
+        """As a plan names it."""
 
     def prepare(self) -> GuestImage:
         """Make or find what boots; takes long the first time, nothing afterwards.

@@ -151,6 +151,10 @@ class Process:
         """Whether the program has not ended yet."""
         return self._finished is None and self._supervisor.poll() is None
 
+    def stdout_so_far(self) -> str:
+        """Return what the program has written to standard output, where it is kept for :attr:`Finished.stdout`."""
+        return _content(self._stdout)
+
     def stderr_tail(self, count: int = 3) -> str:
         """Return the last lines that the program wrote to standard error, joined by `` | ``."""
         return last_lines(_content(self._stderr), count)

@@ -48,6 +48,8 @@ class MachineConfig:
     kernel: Path | None = None
     initrd: Path | None = None
     append: str = ""
+    #: Instead of QEMU's own SeaBIOS.
+    firmware: Path | None = None
     #: Whether the disks' controller is served by a thread of its own (-object iothread).
     iothread: bool = False
     #: Host port -> guest port, on QEMU's own user network, reachable from this host only; empty for no network.

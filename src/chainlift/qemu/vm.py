@@ -174,6 +174,8 @@ class VirtualMachine:
         words += ["-device", "virtio-scsi-pci,id=scsi0" + (",iothread=io0" if config.iothread else "")]
         for lun, disk in enumerate(config.disks):
             words += disk_arguments(disk, lun)
+        if config.firmware is not None:
+            words += ["-bios", str(config.firmware)]
         if config.kernel is not None:
             words += ["-kernel", str(config.kernel)]
             words += ["-append", f"console=ttyS0,115200 panic=-1 {config.append}".strip()]

@@ -1,5 +1,6 @@
 """The micro guest, really booted (under TCG, which works everywhere)."""
 
+import signal
 import subprocess
 import sys
 import time
@@ -101,7 +102,8 @@ def test_a_disk_that_is_not_there_is_qemus_error(tmp_path):
         pass
 
 
-def test_kill_9_of_us_leaves_no_qemu_and_no_socket(disk):
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
+def test_the_end_of_us_leaves_no_qemu_and_no_socket(disk, end):
     code = f"""
 import time
 from pathlib import Path
@@ -115,10 +117,12 @@ with VirtualMachine(find_qemu(), config) as vm:
     print(vm.process.pid, vm.directory, flush=True)
     time.sleep(300)
 """
-    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
     pid, directory = parent.stdout.readline().split()
     assert Path(f"/proc/{pid}").exists()
-    parent.kill()
+    parent.send_signal(end)
     parent.wait()
     deadline = time.monotonic() + 20
     while (Path(f"/proc/{pid}").exists() or Path(directory).exists()) and time.monotonic() < deadline:

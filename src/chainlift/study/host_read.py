@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _COMPLETED = re.compile(r"Run completed in ([0-9.]+) seconds")
 #: Requests of the run that decides how many are affordable.
-_PILOT_REQUESTS = 64
+_PILOT_REQUESTS = 8
 KIB, MIB = 1 << 10, 1 << 20
 
 

@@ -32,7 +32,7 @@ class HostStreamProbe:
 
     def lengths(self, plan: Plan) -> Sequence[int]:
         """See :class:`~chainlift.study.probe.Probe`."""
-        return plan.lengths
+        return plan.stream_lengths or plan.lengths
 
     def measure(self, setup: Setup) -> Iterator[Reading]:
         """See :class:`~chainlift.study.probe.Probe`."""

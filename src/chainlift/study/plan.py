@@ -183,6 +183,7 @@ class Plan(_Table):
         "guest",
         description="guest: block-stream under a running guest; host: the same in a storage daemon, without one",
     )
+    stream_lengths: tuple[int, ...] = Field((), description="lengths at which streams are measured; empty: at all")
     accelerator: Literal["auto", "kvm", "tcg"] = Field(
         "auto", description="auto: KVM where a guest really boots under it, else emulation"
     )
@@ -197,7 +198,7 @@ class Plan(_Table):
     random: RandomPlan = Field(default_factory=RandomPlan)
     profile: ProfilePlan = Field(default_factory=ProfilePlan)
 
-    @field_validator("lengths", "lift_lengths")
+    @field_validator("lengths", "lift_lengths", "stream_lengths")
     @classmethod
     def _lengths(cls, value: tuple[int, ...]) -> tuple[int, ...]:
         return _distinct(value, low=1, high=5000)
@@ -211,10 +212,10 @@ class Plan(_Table):
     def _makes_sense(self) -> Self:
         if max(self.lengths) > self.chain.length:
             raise ValueError(f"lengths: at most chain.length ({self.chain.length}), {max(self.lengths)} is more")
-        if unknown := set(self.lift_lengths) - set(self.lengths):
-            raise ValueError(f"lift_lengths: {min(unknown)} is not among lengths")
-        if unknown := set(self.profile.lengths) - set(self.lengths):
-            raise ValueError(f"profile.lengths: {min(unknown)} is not among lengths")
+        chosen = {"lift_lengths": self.lift_lengths, "stream_lengths": self.stream_lengths}
+        for key, lengths in {**chosen, "profile.lengths": self.profile.lengths}.items():
+            if unknown := set(lengths) - set(self.lengths):
+                raise ValueError(f"{key}: {min(unknown)} is not among lengths")
         if self.aio == "native" and self.cache not in {"none", "directsync"}:
             raise ValueError('aio: "native" needs cache "none" or "directsync", as in QEMU')
         return self

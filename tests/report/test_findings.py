@@ -116,6 +116,6 @@ def test_several_qemus_are_compared_at_the_longest_chain_that_all_of_them_read(m
     loaded = results(make(*samples, qemus=qemus))
     assert (
         comparison_sentence(loaded)
-        == "A 4 KiB read through 300 layers against 1: QEMU 10.0.2 300 times, QEMU 7.2.22 300 times."
+        == "The CPU time of a 4 KiB read through 300 layers against 1: QEMU 10.0.2 300 times, QEMU 7.2.22 300 times."
     )
     assert headline(loaded) == "A 4 KiB read through 1,000 layers takes 1000 times as long as through 1.", "its own"

@@ -75,7 +75,7 @@ def test_the_headline_is_computed_from_the_run(make):
 
 def test_every_figure_is_an_svg_and_a_png_file_and_stands_in_the_page(drawn):
     text = (drawn / "report.html").read_text(encoding="utf-8")
-    names = {"lift", "host-reads", "read", "stream", "memory-boot", "memory-read", "memory-stream", "chain"}
+    names = {"lift", "host-reads", "host-cpu", "read", "stream", "memory-boot", "memory-read", "memory-stream", "chain"}
     assert {p.name for p in (drawn / "figures").iterdir()} == {f"{n}.{e}" for n in names for e in ("svg", "png")}
     for name in names:
         ET.parse(drawn / f"figures/{name}.svg")

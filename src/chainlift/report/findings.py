@@ -166,6 +166,11 @@ def best_growth(results: Results) -> tuple[Measure, Growth] | None:
     return min(small, key=lambda f: (-len(f[1].lengths), f[1].exponent_high - f[1].exponent)) if small else None
 
 
+def is_determined(growth: Growth) -> bool:
+    """Say whether the samples tell the exponent at all: its uncertainty is smaller than itself."""
+    return (growth.exponent_high - growth.exponent_low) / 2 < growth.exponent
+
+
 def growth_sentence(results: Results) -> str | None:
     """Return the answer to the experiment's question of how the cost grows, linear or factorial."""
     series, found = first_plain(results), best_growth(results)
@@ -225,8 +230,8 @@ def failure_sentences(results: Results) -> list[str]:
 
 
 def comparison_sentence(results: Results) -> str | None:
-    """Return what the longest chain that all unlifted series were measured on costs each of them."""
-    for measure in HOST:
+    """Return what the longest chain that all unlifted series were measured on costs each, in CPU time if known."""
+    for measure in (both for m in HOST for both in (host_cpu(m), m)):
         medians = {s: m for s in results.plain if len(m := results.medians(s, measure)) > 1}
         common = sorted(set.intersection(*(set(m) for m in medians.values()))) if medians else []
         if len(medians) < 2 or len(common) < 2:

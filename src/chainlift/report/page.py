@@ -17,6 +17,7 @@ from chainlift.report.findings import (
     failure_sentences,
     first_plain,
     headline,
+    is_determined,
     lift_sentences,
     memory_sentence,
 )
@@ -152,7 +153,7 @@ def _tiles(results: Results) -> list[Tile]:
                 )
             )
     found = best_growth(results)
-    if found is not None:
+    if found is not None and is_determined(found[1]):
         tiles.append(Tile("The cost grows as", f"length^{found[1].exponent:.1f}", f"of {found[0].subject}"))
     for measure in (MEMORY_READ, STREAM_MEMORY, STREAM_HOST_MEMORY):
         effect = effect_of(results, series, measure)

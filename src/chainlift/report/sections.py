@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from chainlift.report.explain import explanation, verdicts
 from chainlift.report.findings import (
+    best_growth,
     comparison_sentence,
     first_plain,
     growth_sentence,
@@ -17,7 +18,6 @@ from chainlift.report.findings import (
     percent,
     steps,
 )
-from chainlift.report.measures import HOST
 from chainlift.report.method import chain_facts, environment_facts, how_it_was_measured
 from chainlift.report.profiles import PUBLISHED_AS, calls_sentence, hot_tables, share_sentence
 from chainlift.report.reference import published
@@ -105,7 +105,7 @@ def sections_of(results: Results, pictures: list[Picture]) -> list[Section]:
             "host",
             "Reads without a guest",
             tuple(s for s in (growth, _step_sentence(results), comparison_sentence(results)) if s),
-            pictures=_of(drawn, "host-reads"),
+            pictures=_of(drawn, "host-reads", "host-cpu"),
             tables=tuple(t for t in (growth_table(results),) if t.rows),
         ),
         Section("guest", "The experiment's own tests", pictures=_of(drawn, "read", "stream", "stream-host", "random")),
@@ -168,15 +168,14 @@ def _lift_paragraphs(results: Results, drawn: dict[str, Picture]) -> tuple[str, 
 
 def _step_sentence(results: Results) -> str | None:
     """Say how the exponent itself grows, where the cost is no single power."""
-    series = first_plain(results)
-    if series is None:
+    series, best = first_plain(results), best_growth(results)
+    if series is None or best is None:
         return None
-    for measure in HOST:
-        found = steps(results, series, measure)
-        if len(found) >= 2:
-            parts = [f"length^{exponent:.1f} from {n:,} to {m:,} layers" for n, m, exponent in found]
-            return f"Step by step, what is added to {measure.subject} grows as {', '.join(parts)}."
-    return None
+    found = steps(results, series, best[0])
+    if len(found) < 2:
+        return None
+    parts = [f"length^{exponent:.1f} from {n:,} to {m:,} layers" for n, m, exponent in found]
+    return f"Step by step, what is added to {best[0].subject} grows as {', '.join(parts)}."
 
 
 def _verdict_tables(results: Results) -> tuple[Table, ...]:
@@ -241,10 +240,16 @@ def profiles_of(results: Results) -> list[Profile]:
     """Return every flame graph of every run."""
     found: list[Profile] = []
     for run in results.runs:
-        for path in sorted((run.path / PROFILES).glob("*.svg")):
+        for path in sorted((run.path / PROFILES).glob("*.svg"), key=_by_numbers):
             title = path.stem if len(results.runs) == 1 else f"{run.label}: {path.stem}"
             found.append(_profile(path, title))
     return found
+
+
+def _by_numbers(path: Path) -> tuple[bool, list[tuple[int, str]]]:
+    """Sort names by the numbers in them, what is drawn against another one last."""
+    parts = re.findall(r"(\d+)|(\D+)", path.stem)
+    return "--against--" in path.stem, [(int(number or -1), text) for number, text in parts]
 
 
 def _profile(path: Path, title: str) -> Profile:

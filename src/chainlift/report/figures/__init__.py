@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 _KINDS = (
     lifts.draw_lifts,
     hosts.draw_hosts,
+    hosts.draw_host_cpu,
     times.draw_read,
     times.draw_stream,
     times.draw_stream_host,

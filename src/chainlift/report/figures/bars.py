@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 #: More bars than that are drawn as lines.
-MOST_BARS = 16
+MOST_BARS = 12
 
 
 def colours(series: Sequence[Series]) -> dict[Series, str]:

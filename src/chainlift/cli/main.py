@@ -18,7 +18,10 @@ from chainlift.errors import ChainliftError
 #: Verb -> (module:attribute of its command, its line in ``--help``). A verb's module is imported when it is used.
 VERBS: dict[str, tuple[str, str]] = {
     "study": ("chainlift.cli.study:command", "Build a chain, measure it at several lengths, draw the report."),
+    "plan": ("chainlift.cli.plan:command", "What each lift would cost and gain for a chain."),
     "index": ("chainlift.cli.index:command", "Make a chain read like one image, without copying it."),
+    "squash": ("chainlift.cli.squash:command", "Make one layer of the middle of a chain."),
+    "flatten": ("chainlift.cli.flatten:command", "Write a whole chain as one image."),
     "restore": ("chainlift.cli.restore:command", "Undo a lift."),
     "verify": ("chainlift.cli.verify:command", "Is a lift still true?"),
     "profile": ("chainlift.cli.profile:command", "Where QEMU's time goes on an image, as flame graphs."),

@@ -176,7 +176,7 @@ class _Builder:
             before = np.cumsum(count[mixed]) - count[mixed] + self._mixed_count
             value[mixed] = (self._mixed_base + before * size).astype(np.uint64)
             self._mixed_count += int(count[mixed].sum())
-            self._mixed.clusters.append(_expand(pieces.first[mixed], count[mixed]))
+            self._mixed.clusters.append(expand(pieces.first[mixed], count[mixed]))
             self._mixed.fragments.append(pieces.fragments)
         step = np.where((state == State.DATA) | mixed, np.uint64(size), np.uint64(0))
         # One array for what lies together: a hole longer than a table divides.
@@ -328,7 +328,7 @@ def _zeros(length: int) -> Callable[[], bytes]:
     return lambda: bytes(length)
 
 
-def _expand(first: NDArray[np.int64], count: NDArray[np.int64]) -> NDArray[np.int64]:
+def expand(first: NDArray[np.int64], count: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return every number of the ranges that begin at ``first`` and have ``count`` numbers."""
     begin = np.cumsum(count) - count
     return np.repeat(first - begin, count) + np.arange(int(count.sum()))

@@ -7,24 +7,28 @@ does) or a running VM, and says :meth:`Prepared.settle`.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chainlift._version import __version__
+from chainlift.errors import ChainliftError
+from chainlift.lift.delete import Deletion, delete_layers, plan_deletion
 from chainlift.lift.files import Sources
 from chainlift.lift.index import build_index
 from chainlift.lift.locks import LayerLocks, refuse_if_open
 from chainlift.lift.manifest import NAME, Manifest, Pointer
-from chainlift.lift.source import describe_layers, find_source, identify, require_liftable
+from chainlift.lift.source import describe_layers, find_source, identify, read_pointer, require_liftable
+from chainlift.lift.squash import build_squash, find_onto
 from chainlift.lift.switch import switch_pointer
+from chainlift.lift.users import remove_unused
 from chainlift.lift.workspace import Workspace, as_errors
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from chainlift.chain import Chain
     from chainlift.qemu.binary import Qemu
@@ -36,11 +40,40 @@ class Prepared:
 
     manifest: Manifest
     workspace: Workspace
+    #: The manifest that was there before.
+    before: Manifest | None
+
+    def discard(self) -> None:
+        """Remove the lift again, where the image's header does not name it; an older lift stays as it was.
+
+        Not for a lift that a running QEMU may have open.
+        """
+        pointer = read_pointer(Path(self.manifest.image))[1]
+        if pointer is not None and pointer.name == self.manifest.lifted.name:
+            return
+        files = [Path(file.path) for file in self.manifest.files]
+        if self.before is not None:
+            self.workspace.write_manifest(self.before)
+        else:
+            files.append(self.workspace.path / NAME)
+        self.workspace.remove(files)
+
+    @contextmanager
+    def undone_on_error(self) -> Iterator[None]:
+        """Discard the lift if the block fails."""
+        try:
+            yield
+        except BaseException:
+            # The first error is the one to tell.
+            with suppress(ChainliftError, OSError):
+                self.discard()
+            raise
 
     def settle(self) -> None:
         """Remove what an older lift of the image left: the switch is done."""
-        names = {Path(file.path).name for file in self.manifest.files}
-        self.workspace.remove_all_but({NAME, *names})
+        remove_unused(
+            self.workspace, self.manifest, keep=[NAME, *(Path(file.path).name for file in self.manifest.files)]
+        )
 
 
 @contextmanager
@@ -64,7 +97,7 @@ def prepare_index(
     with as_errors(workspace), source.open_original() as chain:
         require_liftable(chain)
         sources = Sources(chain)
-        with LayerLocks(_files(chain, sources)) as locks, workspace.hold():
+        with LayerLocks(files_of(chain, sources)) as locks, workspace.hold():
             built = build_index(
                 chain,
                 sources,
@@ -89,7 +122,7 @@ def prepare_index(
                 copied_bytes=built.copied_bytes,
             )
             workspace.write_manifest(manifest)
-            yield Prepared(manifest, workspace)
+            yield Prepared(manifest, workspace, source.manifest)
 
 
 def lift_index(
@@ -105,12 +138,91 @@ def lift_index(
     """
     refuse_if_open(Path(image))
     with prepare_index(image, copy_budget_bytes=copy_budget_bytes, progress=progress) as prepared:
-        switch_pointer(qemu, Path(prepared.manifest.image), prepared.manifest.lifted)
+        with prepared.undone_on_error():
+            switch_pointer(qemu, Path(prepared.manifest.image), prepared.manifest.lifted)
         prepared.settle()
         return prepared.manifest
 
 
-def _files(chain: Chain, sources: Sources) -> dict[str, Path]:
+@contextmanager
+def prepare_squash(
+    image: str | os.PathLike[str],
+    *,
+    onto: str | os.PathLike[str] | None = None,
+    rate_bytes_per_s: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Iterator[Prepared]:
+    """Write everything between the image and a layer below it as one layer.
+
+    :param onto: path of the layer that the new one stands on; None: the base.
+    :param rate_bytes_per_s: copy at most so fast.
+    :param progress: called with the bytes copied so far.
+    :raise ImageError: if the image or its chain cannot be lifted; nothing is left behind.
+    :raise OperationError: if the file system failed; nothing is left behind.
+    """
+    source = find_source(image)
+    workspace = Workspace(source.image)
+    with as_errors(workspace), source.open_original() as chain:
+        require_liftable(chain)
+        number = find_onto(chain, onto)
+        sources = Sources(chain)
+        with LayerLocks(files_of(chain, sources)) as locks, workspace.hold():
+            built = build_squash(
+                chain,
+                sources,
+                locks.descriptors,
+                workspace,
+                number,
+                rate_bytes_per_s=rate_bytes_per_s,
+                progress=progress,
+            )
+            described = describe_layers(chain, sources, built.visible_clusters)
+            replaced = [sources.layer[index] < number for index in range(len(described))]
+            manifest = Manifest(
+                kind="squash",
+                chainlift=__version__,
+                created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+                image=str(source.image),
+                original=source.original,
+                lifted=Pointer(name=built.backing_name, format="qcow2"),
+                layers=[layer for layer, gone in zip(described, replaced, strict=True) if gone],
+                below=[layer for layer, gone in zip(described, replaced, strict=True) if not gone],
+                files=[identify(workspace.path / built.name)],
+                virtual_size_bytes=chain.virtual_size,
+                cluster_size_bytes=built.cluster_size,
+                copied_bytes=built.copied.copied_bytes,
+                cloned_bytes=built.copied.cloned_bytes,
+            )
+            workspace.write_manifest(manifest)
+            yield Prepared(manifest, workspace, source.manifest)
+
+
+def lift_squash(
+    image: str | os.PathLike[str],
+    qemu: Qemu,
+    *,
+    onto: str | os.PathLike[str] | None = None,
+    delete_in: Sequence[Path] | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[Manifest, Deletion | None]:
+    """Squash everything between an image that no QEMU has open and a layer below it, and switch the image to that.
+
+    :param delete_in: delete the replaced layers, after a comparison, where no image in these directories uses them.
+    :return: the manifest, and what was deleted and kept.
+    :raise ImageError: as :func:`prepare_squash`, or if a QEMU has the image open.
+    """
+    refuse_if_open(Path(image))
+    with prepare_squash(image, onto=onto, progress=progress) as prepared:
+        with prepared.undone_on_error():
+            deletion = None if delete_in is None else plan_deletion(prepared, delete_in, progress)
+            switch_pointer(qemu, Path(prepared.manifest.image), prepared.manifest.lifted)
+        prepared.settle()
+        if deletion is not None:
+            delete_layers(prepared, deletion)
+        return prepared.manifest, deletion
+
+
+def files_of(chain: Chain, sources: Sources) -> dict[str, Path]:
     """Return every file of a chain by the name that the chain has for it."""
     names = [*(layer.file.path for layer in chain.layers), *(source.path for source in sources.files)]
     return {name: Path(name) for name in names}

@@ -83,6 +83,8 @@ class Manifest(_Frozen):
     virtual_size_bytes: int
     cluster_size_bytes: int
     copied_bytes: int
+    #: Shared with the layers by the file system.
+    cloned_bytes: int = 0
 
 
 def write_text(manifest: Manifest) -> str:

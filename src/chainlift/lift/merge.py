@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from chainlift.chain import Chain, Window
-    from chainlift.lift.files import Sources
+    from chainlift.lift.files import SourceFile, Sources
 
 #: Clusters in a piece at most: what is expanded to one element a cluster stays small.
 _MAX_PIECE = 1 << 20
@@ -60,6 +60,10 @@ class Fragments:
 
     def __len__(self) -> int:
         return len(self.start)
+
+    def copy(self) -> Fragments:
+        """Return them in arrays of their own."""
+        return Fragments(*(column.copy() for column in self.columns()))
 
     def take(self, chosen: NDArray[np.int64] | NDArray[np.bool_] | slice) -> Fragments:
         """Return some of them."""
@@ -124,27 +128,54 @@ class Merger:
     :param sources: the files of that chain.
     :param cluster_size: of what is written, in bytes, a power of two, at least a sector.
     :param below: layers that are not merged: their clusters are holes.
+    :param sparse: what is a hole in the file of a raw layer reads as zeros and is no data.
     """
 
-    def __init__(self, chain: Chain, sources: Sources, cluster_size: int, *, below: Below | None = None) -> None:
+    def __init__(
+        self, chain: Chain, sources: Sources, cluster_size: int, *, below: Below | None = None, sparse: bool = False
+    ) -> None:
         self._chain = chain
         self._size = cluster_size
         self._below = below
+        self._sparse = sparse
         self._sources = sources
         self._cluster_of_source = np.array([file.cluster_size for file in sources.files], dtype=np.int64)
 
     def pieces(self) -> Iterator[Pieces]:
         """Yield the pieces of the whole disk, in ascending order; the last cluster may reach beyond its end."""
         carried: Fragments | None = None
-        for window in self._chain.resolve():
-            found = self._fragments(window)
-            if carried is not None:
-                found = _join(Fragments.concatenate([carried, found]))
+        for window, resolved in self._windows():
+            found = resolved if carried is None else _join(Fragments.concatenate([carried, resolved]))
             last = window.end == self._chain.virtual_size
             end = window.end if last else window.end // self._size * self._size
             chosen, carried = (found, None) if last else _split(found, end)
             if len(chosen):
                 yield self._pieces(chosen, -(-end // self._size) * self._size)
+
+    def fragments(self) -> Iterator[Fragments]:
+        """Yield the whole disk as it is resolved, without regard to clusters."""
+        for _, found in self._windows():
+            yield found
+
+    def _windows(self) -> Iterator[tuple[Window, Fragments]]:
+        for window in self._chain.resolve():
+            found = self._fragments(window)
+            yield window, self._without_holes(found) if self._sparse else found
+
+    def _without_holes(self, parts: Fragments) -> Fragments:
+        """Split what comes from raw files into data and holes, as the file system tells."""
+        is_raw = np.array([file.cluster_size == 0 for file in self._sources.files], dtype=bool)
+        raw = (parts.kind == Kind.DATA) & is_raw[parts.source]
+        if not raw.any():
+            return parts
+        found: list[Fragments] = []
+        done = 0
+        for place in np.flatnonzero(raw).tolist():
+            found.append(parts.take(slice(done, place)))
+            found += _data_and_holes(parts.take(slice(place, place + 1)), self._sources.files[parts.source[place]])
+            done = place + 1
+        found.append(parts.take(slice(done, None)))
+        return Fragments.concatenate(found)
 
     def _fragments(self, window: Window) -> Fragments:
         runs = window.runs()
@@ -272,6 +303,29 @@ class Merger:
             cut.stored_bytes,
             cut.skip + np.where(data, 0, moved),
         )
+
+
+def _data_and_holes(part: Fragments, source: SourceFile) -> list[Fragments]:
+    """Split one fragment of a raw file into what is data there and what is a hole."""
+    found = []
+    begin = int(part.host_offset[0])
+    position, end = begin, begin + int(part.length[0])
+    while position < end:
+        data, hole = (place - source.base for place in source.file.next_data(source.base + position))
+        data, hole = min(max(data, position), end), min(max(hole, position), end)
+        if hole == position:  # nothing more, or the file ends
+            data = hole = end
+        for start, stop, is_data in ((position, data, False), (data, hole, True)):
+            if stop > start:
+                piece = part.copy()
+                piece.start[0] += start - begin
+                piece.length[0] = stop - start
+                piece.host_offset[0] = start
+                if not is_data:
+                    piece.kind[0], piece.layer[0], piece.source[0], piece.host_offset[0] = Kind.UNALLOCATED, -1, -1, -1
+                found.append(piece)
+        position = hole
+    return found
 
 
 def _split(parts: Fragments, end: int) -> tuple[Fragments, Fragments | None]:

@@ -10,7 +10,7 @@ from chainlift.lift.locks import refuse_if_open
 from chainlift.lift.manifest import Manifest, Pointer
 from chainlift.lift.source import find_source
 from chainlift.lift.switch import switch_pointer
-from chainlift.lift.users import find_users
+from chainlift.lift.users import find_users, remove_unused
 from chainlift.lift.verify import require_lift
 from chainlift.lift.workspace import Workspace, as_errors
 
@@ -41,7 +41,7 @@ def restore_lift(image: str | os.PathLike[str], qemu: Qemu, *, clean: bool = Fal
         if source.current.name != manifest.original.name:
             switch_pointer(qemu, source.image, original_pointer(manifest))
         if clean:
-            workspace.remove_all_but(())
+            remove_unused(workspace, manifest, keep=[])
     return manifest
 
 

@@ -70,7 +70,9 @@ def find_source(image: str | os.PathLike[str]) -> Source:
         raise ImageError("has no backing file: there is no chain to lift", path=path)
     manifest = read_lift(path)
     original = current
-    if manifest is not None and current.name == manifest.lifted.name:
+    if manifest is not None and manifest.deleted and current.name == manifest.lifted.name:
+        pass  # there is no way back: the squash is a layer like any other now
+    elif manifest is not None and current.name == manifest.lifted.name:
         original = manifest.original  # also where the image and its lift were moved together
     elif points_into(path, current):
         if manifest is None:

@@ -44,13 +44,13 @@ def verify_lift(
     findings = []
     if not source.is_lifted:
         findings.append(Finding(str(source.image), f"names {source.current.name!r}, not the {manifest.kind}"))
-    for layer in [*manifest.layers, *manifest.below]:
+    for layer in [*([] if manifest.deleted else manifest.layers), *manifest.below]:
         findings += _changes(layer.identity)
         if layer.data_file is not None:
             findings += _changes(layer.data_file)
     for file in manifest.files:
         findings += _changes(file)
-    if content and not findings:
+    if content and not findings and not manifest.deleted:
         findings += _content(source, progress)
     return manifest, findings
 

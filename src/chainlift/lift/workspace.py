@@ -17,7 +17,7 @@ from chainlift.errors import ImageError, OperationError
 from chainlift.lift.manifest import NAME, Manifest, read_manifest, write_text
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterable, Iterator
 
 SUFFIX: Final = ".lift"
 #: What a file is called while it is written.
@@ -104,6 +104,19 @@ class Workspace:
                 temporary.unlink()
             raise
 
+    @contextmanager
+    def new_path(self, name: str) -> Iterator[Path]:
+        """Give a temporary name for a file that somebody else makes and syncs; renamed when the block ends well."""
+        temporary = self.path / (name + NEW_SUFFIX)
+        try:
+            yield temporary
+            temporary.replace(self.path / name)
+            sync_directory(self.path)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink()
+            raise
+
     def write_manifest(self, manifest: Manifest) -> None:
         """Replace the manifest."""
         data = write_text(manifest).encode()
@@ -118,11 +131,14 @@ class Workspace:
             number += 1
         return f"{stem}-{number}"
 
-    def remove_all_but(self, keep: Collection[str]) -> None:
-        """Remove what chainlift made here, except these names; what it did not make stays."""
-        for path in sorted(self.path.iterdir()):
-            if path.name not in keep and _is_ours(path.name):
-                path.unlink()
+    def made_here(self) -> list[Path]:
+        """Return the files that chainlift made here; others are nobody's business."""
+        return sorted(path for path in self.path.iterdir() if _is_ours(path.name))
+
+    def remove(self, paths: Iterable[Path]) -> None:
+        """Remove files and sync the directory."""
+        for path in paths:
+            path.unlink()
         sync_directory(self.path)
 
     def _remove_leftovers(self) -> None:

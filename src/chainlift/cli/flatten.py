@@ -1,0 +1,38 @@
+"""``chainlift flatten``: a whole chain as one image."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, cast
+
+import click
+
+
+@click.command()
+@click.argument("image", type=click.Path())
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("-O", "--output-format", "file_format", type=click.Choice(("qcow2", "raw")), default="qcow2",
+              show_default=True, help="Format of OUT.")  # fmt: skip
+@click.option("--compress", type=click.Choice(("zlib", "zstd")), help="Store clusters compressed.")
+def command(image: str, out: Path, file_format: str, compress: str | None) -> None:
+    """Write what a guest reads from IMAGE to OUT, an image that stands alone.
+
+    IMAGE and its layers stay as they are. Blocks are shared where the file system has reflinks, else copied.
+    """
+    from chainlift.cli.byte_progress import byte_progress
+    from chainlift.lift.flatten import flatten_chain
+    from chainlift.units import format_bytes
+
+    with byte_progress("flattening") as progress:
+        done = flatten_chain(
+            image,
+            out,
+            file_format=cast("Literal['qcow2', 'raw']", file_format),
+            compress=cast("Literal['zlib', 'zstd'] | None", compress),
+            progress=progress,
+        )
+    shared = f", {format_bytes(done.copied.cloned_bytes)} shared" if done.copied.cloned_bytes else ""
+    click.echo(
+        f"{out}: {format_bytes(done.file_bytes)} for a disk of {format_bytes(done.virtual_size_bytes)}, "
+        f"{format_bytes(done.copied.copied_bytes)} copied{shared}"
+    )

@@ -1,0 +1,85 @@
+"""Deleting the layers that a squash replaced: after a comparison, and only those that nobody else stands on."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from chainlift.errors import OperationError
+from chainlift.lift.compare import first_difference
+from chainlift.lift.source import find_source, open_pointer
+from chainlift.lift.users import find_users
+from chainlift.lift.workspace import sync_directory
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from chainlift.lift.lifting import Prepared
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A replaced layer that stays, and why."""
+
+    path: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Deletion:
+    """What can be deleted of the layers that a squash replaces."""
+
+    deletable: list[Path]
+    kept: list[Kept]
+
+
+def plan_deletion(prepared: Prepared, search: Sequence[Path], progress: Callable[[int], None] | None) -> Deletion:
+    """Compare the squash with the original chain, byte by byte, and search for other images that use the layers.
+
+    :param search: directories; a layer outside all of them is kept, as its users cannot be known.
+    :raise OperationError: if the bytes differ; nothing was switched or deleted.
+    :raise InputError: if an image in the directories cannot be read.
+    """
+    manifest = prepared.manifest
+    image = Path(manifest.image)
+    source = find_source(image)
+    with open_pointer(image, manifest.lifted) as lifted, source.open_original() as original:
+        difference = first_difference(lifted, original, progress)
+    if difference is not None:
+        raise OperationError(f"the squash reads other bytes from offset {difference} on: not switched", path=image)
+    layers = [Path(os.path.realpath(layer.identity.path)) for layer in manifest.layers]
+    users = find_users(layers, search)
+    ours = {image, *layers}
+    places = [os.path.realpath(directory) for directory in search]
+    kept: dict[Path, str] = {}
+    for layer in layers:
+        others = [user for user in users.get(layer, []) if Path(os.path.realpath(user)) not in ours]
+        if others:
+            kept[layer] = f"{others[0]} stands on it"
+        elif not any(os.path.commonpath((layer, place)) == place for place in places):
+            kept[layer] = "it lies outside the directories that were searched"
+    # What a kept layer stands on stays with it: the layers are in order, the top one first.
+    for above, layer in itertools.pairwise(layers):
+        if above in kept and layer not in kept:
+            kept[layer] = f"{above} stands on it and is kept"
+    return Deletion(
+        deletable=[layer for layer in layers if layer not in kept],
+        kept=[Kept(str(layer), why) for layer, why in kept.items()],
+    )
+
+
+def delete_layers(prepared: Prepared, deletion: Deletion) -> None:
+    """Delete the layers; the image is switched to the squash already.
+
+    The manifest says first that there is no way back, so that a kill in the middle leaves no lie behind.
+    """
+    if not deletion.deletable:
+        return
+    prepared.workspace.write_manifest(prepared.manifest.model_copy(update={"deleted": True}))
+    for path in deletion.deletable:
+        path.unlink(missing_ok=True)
+    for directory in sorted({path.parent for path in deletion.deletable}):
+        sync_directory(directory)

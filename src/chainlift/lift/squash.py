@@ -1,0 +1,129 @@
+"""Building a squash: the layers between an image and one below it, as one ordinary qcow2 layer."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from chainlift.chain.linear import ExtentsFile
+from chainlift.errors import ImageError
+from chainlift.lift.manifest import Pointer
+from chainlift.lift.merge import Below, Merger
+from chainlift.lift.rewrite import rewrite
+from chainlift.qcow2.writer import ImageWriter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from chainlift.chain import Chain
+    from chainlift.lift.copying import Copied
+    from chainlift.lift.files import Sources
+    from chainlift.lift.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class BuiltSquash:
+    """A squash that lies in the workspace under its final name; nothing uses it yet."""
+
+    name: str
+    #: Name by which the image has it as its backing file, relative to the image.
+    backing_name: str
+    cluster_size: int
+    copied: Copied
+    visible_clusters: list[int]
+
+
+def find_onto(chain: Chain, onto: str | os.PathLike[str] | None) -> int:
+    """Return which layer of a chain a squash is to stand on.
+
+    :param onto: its path, or None for the base.
+    :raise ImageError: if it is no layer of the chain, or there is nothing above it to squash.
+    """
+    if onto is None:
+        number = len(chain.layers) - 1
+    else:
+        wanted = os.path.realpath(onto)
+        found = [n for n, layer in enumerate(chain.layers) if os.path.realpath(layer.path) == wanted]
+        if not found:
+            raise ImageError("is no layer of the chain", path=onto, hint="name a file that stands below the image")
+        number = found[0]
+    if number == 0:
+        raise ImageError(
+            "is what the image already stands on: there is nothing between them", path=chain.layers[0].path
+        )
+    return number
+
+
+def build_squash(
+    chain: Chain,
+    sources: Sources,
+    descriptors: dict[str, int],
+    workspace: Workspace,
+    onto: int,
+    *,
+    rate_bytes_per_s: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> BuiltSquash:
+    """Write the layers above ``onto`` as one.
+
+    :param chain: everything under the image that is lifted.
+    :param descriptors: an open file descriptor for each file of the sources, by its path.
+    :param onto: index of the layer that stays, and is the new one's backing file.
+    """
+    top = chain.layers[0]
+    assert top.cluster_size is not None
+    name = workspace.fresh_name("squash", (".qcow2",)) + ".qcow2"
+    below = Below(onto, min(layer.virtual_size for layer in chain.layers[:onto]))
+    backing = _backing_of(chain, onto, workspace)
+    with (
+        workspace.new_path(name) as path,
+        ImageWriter(
+            path,
+            virtual_size=chain.virtual_size,
+            cluster_size=max(top.cluster_size, 4096),
+            backing_file=backing.name,
+            backing_format=backing.format,
+        ) as writer,
+    ):
+        merger = Merger(chain, sources, writer.cluster_size, below=below)
+        done = rewrite(
+            merger,
+            sources,
+            descriptors,
+            writer,
+            virtual_size=chain.virtual_size,
+            rate_bytes_per_s=rate_bytes_per_s,
+            progress=progress,
+        )
+        writer.finish(sync=True)
+    return BuiltSquash(
+        name=name,
+        backing_name=plain_name(f"{workspace.path.name}/{name}"),
+        cluster_size=writer.cluster_size,
+        copied=done.copied,
+        visible_clusters=done.visible_clusters,
+    )
+
+
+def _backing_of(chain: Chain, onto: int, workspace: Workspace) -> Pointer:
+    """Return how the new layer names the one it stands on: relative where both may be moved together."""
+    layer = chain.layers[onto]
+    file_format = "raw" if layer.image is None else "qcow2"
+    above = chain.layers[onto - 1].backing_name
+    if isinstance(layer.file, ExtentsFile) and above is not None:
+        return Pointer(name=above, format=file_format)
+    path = os.path.abspath(layer.path)  # noqa: PTH100 - a device keeps the name it was given
+    if not layer.file.is_block_device:
+        path = os.path.realpath(path)
+        directory = os.path.realpath(workspace.path)
+        parent = str(Path(directory).parent)
+        if os.path.commonpath((path, parent)) == parent:
+            path = os.path.relpath(path, directory)
+    return Pointer(name=plain_name(path), format=file_format)
+
+
+def plain_name(name: str) -> str:
+    """Return a path so that QEMU takes it for one: a colon in its first part would make it a protocol."""
+    return f"./{name}" if ":" in name.split("/", maxsplit=1)[0] or name.startswith("-") else name

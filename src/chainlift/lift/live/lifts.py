@@ -16,9 +16,9 @@ from chainlift.lift.live import guard
 from chainlift.lift.live.compare import compare_sample
 from chainlift.lift.live.pivot import State
 from chainlift.lift.live.target import Target, backing_target
-from chainlift.lift.manifest import NAME
 from chainlift.lift.restore import original_pointer, refuse_if_used
 from chainlift.lift.source import find_source, read_pointer
+from chainlift.lift.users import remove_unused
 from chainlift.lift.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -64,7 +64,6 @@ def lift_live(
     :raise QemuError: if a step failed; everything is as before.
     """
     refuse_other_chain(session)
-    before = find_source(session.image).manifest
     with prepare as prepared:
         pivot = session.pivot(after=after)
         try:
@@ -78,20 +77,12 @@ def lift_live(
             pivot.run(target)
         except ChainliftError:
             if pivot.state is State.START:
-                _put_back(prepared, before)
+                # The first error is the one to tell.
+                with suppress(OSError, ChainliftError):
+                    prepared.discard()
             raise
         prepared.settle()
         return LiveResult(prepared.manifest, pivot.timings, pivot.left)
-
-
-def _put_back(prepared: Prepared, before: Manifest | None) -> None:
-    """Remove what was prepared and is not used, and say again what an older lift, still in use, stands on."""
-    with suppress(OSError, ChainliftError):
-        if before is None:
-            prepared.workspace.remove_all_but(())
-        else:
-            prepared.workspace.write_manifest(before)
-            prepared.workspace.remove_all_but({NAME, *(Path(file.path).name for file in before.files)})
 
 
 def restore_live(
@@ -126,7 +117,7 @@ def restore_live(
         pivot = session.pivot(after=after)
         pivot.run(target, name_layers=slow)
         if clean:
-            workspace.remove_all_but(())
+            remove_unused(workspace, manifest, keep=[])
     return LiveResult(manifest, pivot.timings, pivot.left)
 
 

@@ -51,13 +51,16 @@ def map_chain(chain: Chain) -> Iterator[MapEntry]:
     pieces = _Pieces(chain)
     pending: MapEntry | None = None
     for window in chain.resolve():
-        for entry in pieces.entries(window.runs().split(chain.visible_sizes)):
-            if pending is not None and _can_join(pending, entry):
-                pending = pending._replace(length=pending.length + entry.length)
-                continue
-            if pending is not None:
-                yield pending
-            pending = entry
+        entries = pieces.entries(window.runs().split(chain.visible_sizes))
+        # Within a window all is merged already.
+        if pending is not None and _can_join(pending, entries[0]):
+            entries[0] = entries[0]._replace(
+                start=pending.start, length=pending.length + entries[0].length, offset=pending.offset
+            )
+        elif pending is not None:
+            yield pending
+        pending = entries.pop()
+        yield from entries
     if pending is not None:
         yield pending
 
@@ -74,16 +77,20 @@ def map_json(entries: Iterable[MapEntry], *, with_compressed: bool = True) -> It
     :param with_compressed: say ``compressed``, as QEMU does since 8.2.
     """
     words = ("false", "true")
-    end = "["
+    end = "[{"
+    last: tuple[int, bool, bool, bool, bool] | None = None
+    middle = ""
     for start, length, depth, present, zero, data, compressed, offset, _ in entries:
-        middle = f', "compressed": {words[compressed]}' if with_compressed else ""
+        alike = (depth, present, zero, data, compressed)
+        if alike != last:  # the greater part of the text is that of the entry before, more often than not
+            last = alike
+            middle = f'"depth": {depth}, "present": {words[present]}, "zero": {words[zero]}, "data": {words[data]}'
+            if with_compressed:
+                middle += f', "compressed": {words[compressed]}'
         place = "" if offset is None else f', "offset": {offset}'
-        yield (
-            f'{end}{{ "start": {start}, "length": {length}, "depth": {depth}, "present": {words[present]}, '
-            f'"zero": {words[zero]}, "data": {words[data]}{middle}{place}}}'
-        )
-        end = ",\n"
-    yield "]\n" if end != "[" else "[]\n"
+        yield f'{end} "start": {start}, "length": {length}, {middle}{place}}}'
+        end = ",\n{"
+    yield "]\n" if last is not None else "[]\n"
 
 
 def map_table(entries: Iterable[MapEntry], path: str) -> Iterator[str]:
@@ -134,18 +141,17 @@ class _Pieces:
         )
         self._files = [layer.data_file.path for layer in chain.layers]
 
-    def entries(self, runs: Runs) -> Iterator[MapEntry]:
+    def entries(self, runs: Runs) -> list[MapEntry]:
         columns = _merge(self._with_holes(self._columns(runs)))
+        depths, offsets = columns.depth.tolist(), columns.offset.tolist()
         files = self._files
-        for start, length, depth, present, zero, data, compressed, offset in zip(
-            columns.start.tolist(), columns.length.tolist(), columns.depth.tolist(), columns.present.tolist(),
-            columns.zero.tolist(), columns.data.tolist(), columns.compressed.tolist(), columns.offset.tolist(),
+        return list(map(MapEntry._make, zip(
+            columns.start.tolist(), columns.length.tolist(), depths, columns.present.tolist(), columns.zero.tolist(),
+            columns.data.tolist(), columns.compressed.tolist(),
+            [None if offset < 0 else offset for offset in offsets],
+            [None if offset < 0 else files[depth] for offset, depth in zip(offsets, depths, strict=True)],
             strict=True,
-        ):  # fmt: skip
-            if offset < 0:
-                yield MapEntry(start, length, depth, present, zero, data, compressed, None, None)
-            else:
-                yield MapEntry(start, length, depth, present, zero, data, compressed, offset, files[depth])
+        )))  # fmt: skip
 
     def _columns(self, runs: Runs) -> _Columns:
         present = runs.layer >= 0

@@ -50,10 +50,8 @@ def parse_name(name: str, *, named_in: str | None = None, file_format: str | Non
     :raise PolicyError: if it names anything but local files.
     :raise ImageError: if it is no name at all.
     """
-    if "\0" in name or not name:
-        raise ImageError(
-            "names a file without a name" if not name else "names a file with a NUL in its name", path=named_in
-        )
+    if "\0" in name:
+        raise ImageError("names a file with a NUL in its name", path=named_in)
     if name.startswith("json:"):
         return _node(_parse_json(name, named_in), named_in, file_format)
     protocol, separator, rest = name.partition(":")
@@ -66,6 +64,8 @@ def parse_name(name: str, *, named_in: str | None = None, file_format: str | Non
 
 def _plain(name: str, named_in: str | None, file_format: str | None) -> Reference:
     """Understand a name that is a path, relative to the image that names it."""
+    if not name:
+        raise ImageError("names a file without a name", path=named_in)
     directory = os.path.dirname(named_in) if named_in else ""  # noqa: PTH120 - textually, as QEMU does
     if not directory or name.startswith("/"):
         return Reference(name, file_format)

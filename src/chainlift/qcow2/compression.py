@@ -8,6 +8,8 @@ from chainlift.qcow2.layout import CompressionType
 
 #: As QEMU's block/qcow2-threads.c: raw deflate, a window of 2^12 bytes.
 _ZLIB_WINDOW_BITS = -12
+#: More than any cluster has; a stream that asks for a larger window wants our memory, not to be read.
+_ZSTD_WINDOW_BYTES = 8 << 20
 
 
 def compress_cluster(data: bytes, kind: CompressionType) -> bytes | None:
@@ -32,7 +34,9 @@ def decompress_cluster(data: bytes, cluster_size: int, kind: CompressionType) ->
         import zstandard
 
         try:
-            stream = zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(data, read_across_frames=True)
+            stream = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW_BYTES).stream_reader(
+                data, read_across_frames=True
+            )
             whole = stream.read(cluster_size)
         except zstandard.ZstdError as error:
             raise ValueError(str(error)) from error

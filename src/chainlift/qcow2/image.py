@@ -78,11 +78,21 @@ class Image:
     def next_table(self, first: int) -> int | None:
         """Return the first L1 entry at or after ``first`` that has an L2 table, or None."""
         for start in range(first, self.header.l1_size, _L1_STRIDE):
-            used = self.l2_offsets(start, start + _L1_STRIDE) != 0
-            index = int(used.argmax())
-            if used[index]:
-                return start + index
+            offsets = self.l2_offsets(start, start + _L1_STRIDE)
+            used = np.flatnonzero(offsets)
+            if len(used):
+                self._refuse_shared_tables(start, offsets)
+                return start + int(used[0])
         return None
+
+    def _refuse_shared_tables(self, first: int, offsets: NDArray[np.int64]) -> None:
+        # No writer makes them, and a small file could stand for years of reading.
+        by_offset = np.argsort(offsets, kind="stable")
+        in_order = offsets[by_offset]
+        shared = np.flatnonzero((in_order[1:] == in_order[:-1]) & (in_order[1:] != 0))
+        if len(shared):
+            one, other = first + int(by_offset[shared[0]]), first + int(by_offset[shared[0] + 1])
+            raise ImageError(f"L1 entries {one} and {other} share an L2 table", path=self.path)
 
     def require_plain(self) -> None:
         """Refuse encrypted content.

@@ -46,8 +46,8 @@ def list_snapshots(image: Image) -> list[InternalSnapshot]:
     header, found = image.header, []
     offset = header.snapshots_offset
     end = offset + layout.MAX_SNAPSHOT_TABLE_BYTES
-    if header.nb_snapshots and offset % header.cluster_size:
-        raise ImageError(f"header field snapshots_offset is {offset:#x}, not aligned", path=image.path)
+    if header.nb_snapshots and (offset % header.cluster_size or not offset):
+        raise ImageError(f"header field snapshots_offset is {offset:#x}, not a cluster in the file", path=image.path)
     for index in range(header.nb_snapshots):
         fixed = image.file.pread(offset, layout.SNAPSHOT_HEADER.size)
         if len(fixed) < layout.SNAPSHOT_HEADER.size:

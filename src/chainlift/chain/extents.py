@@ -133,6 +133,7 @@ class _Pieces:
         self._chain = chain
         #: Layers whose file has to be asked where data are holes.
         self._sparse: dict[int, bool] = {}
+        self._extents = [_Extents(layer.data_file) for layer in chain.layers]
         self._encrypted = np.array(
             [
                 layer.image is not None and layer.image.header.crypt_method is not CryptMethod.NONE
@@ -176,8 +177,8 @@ class _Pieces:
         skip: list[int] = []
         is_hole: list[bool] = []
         for place in np.flatnonzero(asked).tolist():
-            file = self._chain.layers[int(columns.depth[place])].data_file
-            for at, hole in _holes(file, int(columns.offset[place]), int(columns.length[place])):
+            extents = self._extents[int(columns.depth[place])]
+            for at, hole in extents.holes(int(columns.offset[place]), int(columns.length[place])):
                 index.append(place)
                 skip.append(at)
                 is_hole.append(hole)
@@ -208,19 +209,33 @@ class _Pieces:
         return self._sparse[depth]
 
 
-def _holes(file: ImageFile, offset: int, length: int) -> Iterator[tuple[int, bool]]:
-    """Yield where data and holes begin in a piece of a file, from its start; past the file's end is a hole."""
-    position, end = offset, offset + length
-    while position < end:
-        begin, stop = file.next_data(position)
-        if begin > position or begin >= stop:
-            yield position - offset, True
-            if begin >= stop:
-                return
-            position = begin
-        if position < end:
-            yield position - offset, False
-            position = stop
+class _Extents:
+    """Where a file has data and where holes; what the file system answered last is remembered."""
+
+    def __init__(self, file: ImageFile) -> None:
+        self._file = file
+        self._asked = self._begin = self._stop = -1
+
+    def holes(self, offset: int, length: int) -> Iterator[tuple[int, bool]]:
+        """Yield where data (False) and holes (True) begin in a piece of the file; past its end is a hole."""
+        position, end = offset, offset + length
+        while position < end:
+            begin, stop = self._next_data(position)
+            if begin > position or begin >= stop:
+                yield position - offset, True
+                if begin >= stop:
+                    return
+                position = begin
+            if position < end:
+                yield position - offset, False
+                position = stop
+
+    def _next_data(self, position: int) -> tuple[int, int]:
+        is_known = self._asked <= position and (position < self._stop or self._begin == self._stop)
+        if not is_known or self._asked < 0:
+            self._asked = position
+            self._begin, self._stop = self._file.next_data(position)
+        return max(position, self._begin) if self._begin < self._stop else self._begin, self._stop
 
 
 def _merge(columns: _Columns) -> _Columns:

@@ -68,6 +68,7 @@ def test_every_key_of_a_written_plan_is_explained():
         ("lengths = [1, 5]", 'lengths = [1, 5]\ntests = ["raed"]', "tests.0: should be 'read', 'random', 'host'"),
         ("lengths = [1, 5]", "lengths = [1, 5]\nrepeats = 0", "repeats: should be greater than or equal to 1, not 0"),
         ("lengths = [1, 5]", 'lengths = [1, 5]\nrepeats = "3"', 'repeats: should be a valid integer, not "3"'),
+        ("lengths = [1, 5]", "lengths = [1, 5]\nguest_lengths = [2]", "guest_lengths: 2 is not among lengths"),
         ("lengths = [1, 5]", "lengths = [1, 5]\nlift_lengths = [3]", "lift_lengths: 3 is not among lengths"),
         ("lengths = [1, 5]", 'lengths = [1, 5]\naio = "native"', 'aio: "native" needs cache "none" or "directsync"'),
         ('size = "1G"', 'size = "big"', "chain.size: 'big' is not a size (examples: 64k, 20G, 1048576)"),

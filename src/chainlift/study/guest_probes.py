@@ -73,7 +73,7 @@ class ReadProbe:
 
     def lengths(self, plan: Plan) -> Sequence[int]:
         """See :class:`~chainlift.study.probe.Probe`."""
-        return plan.lengths
+        return plan.guest_lengths or plan.lengths
 
     def measure(self, setup: Setup) -> Iterator[Reading]:
         """See :class:`~chainlift.study.probe.Probe`."""
@@ -110,7 +110,7 @@ class BootProbe:
 
     def lengths(self, plan: Plan) -> Sequence[int]:
         """See :class:`~chainlift.study.probe.Probe`."""
-        return plan.lengths
+        return plan.guest_lengths or plan.lengths
 
     def measure(self, setup: Setup) -> Iterator[Reading]:
         """See :class:`~chainlift.study.probe.Probe`."""
@@ -129,7 +129,7 @@ class RandomProbe:
 
     def lengths(self, plan: Plan) -> Sequence[int]:
         """See :class:`~chainlift.study.probe.Probe`."""
-        return plan.lengths
+        return plan.guest_lengths or plan.lengths
 
     def measure(self, setup: Setup) -> Iterator[Reading]:
         """See :class:`~chainlift.study.probe.Probe`."""

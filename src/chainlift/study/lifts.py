@@ -29,6 +29,13 @@ def register_lift(
     return keep
 
 
+@register_lift("index")
+def _index(image: Path, qemu: Qemu) -> None:
+    from chainlift.lift.lifting import lift_index
+
+    lift_index(image, qemu)
+
+
 def check_lifts(plan: Plan) -> None:
     """Refuse a plan with a lift that is not there; :raise PlanError: naming it."""
     for lift in plan.lift:

@@ -178,6 +178,9 @@ class Plan(_Table):
     lift: tuple[Lift, ...] = Field(
         ("none",), min_length=1, description='"none", "index", "squash": the disk as it is and lifted'
     )
+    guest_lengths: tuple[int, ...] = Field(
+        (), description="lengths at which the tests that boot a guest are made; empty: at all"
+    )
     lift_lengths: tuple[int, ...] = Field((), description="lengths at which lifted disks are measured; empty: at all")
     stream_in: Literal["guest", "host"] = Field(
         "guest",
@@ -198,7 +201,7 @@ class Plan(_Table):
     random: RandomPlan = Field(default_factory=RandomPlan)
     profile: ProfilePlan = Field(default_factory=ProfilePlan)
 
-    @field_validator("lengths", "lift_lengths", "stream_lengths")
+    @field_validator("lengths", "guest_lengths", "lift_lengths", "stream_lengths")
     @classmethod
     def _lengths(cls, value: tuple[int, ...]) -> tuple[int, ...]:
         return _distinct(value, low=1, high=5000)
@@ -212,8 +215,13 @@ class Plan(_Table):
     def _makes_sense(self) -> Self:
         if max(self.lengths) > self.chain.length:
             raise ValueError(f"lengths: at most chain.length ({self.chain.length}), {max(self.lengths)} is more")
-        chosen = {"lift_lengths": self.lift_lengths, "stream_lengths": self.stream_lengths}
-        for key, lengths in {**chosen, "profile.lengths": self.profile.lengths}.items():
+        chosen = {
+            "guest_lengths": self.guest_lengths,
+            "lift_lengths": self.lift_lengths,
+            "stream_lengths": self.stream_lengths,
+            "profile.lengths": self.profile.lengths,
+        }
+        for key, lengths in chosen.items():
             if unknown := set(lengths) - set(self.lengths):
                 raise ValueError(f"{key}: {min(unknown)} is not among lengths")
         if self.aio == "native" and self.cache not in {"none", "directsync"}:

@@ -106,6 +106,13 @@ def test_the_chains_key_is_of_the_chain_and_not_of_what_is_measured():
     assert parse_plan(SMALL + '\n[guest]\nkind = "debian"').chain_key() != plan.chain_key()
 
 
+def test_what_a_guest_is_made_of_is_part_of_the_key_and_how_it_is_reached_is_not():
+    own = SMALL + '\n[guest]\nkind = "own.qcow2"\n'
+    assert parse_plan(own + 'ssh_key = "key"\nssh_user = "ubuntu"').chain_key() == parse_plan(own).chain_key()
+    for option in ('append = "quiet"', 'firmware = "uefi"', 'directory = "/srv"', 'kernel = "vmlinuz"'):
+        assert parse_plan(own + option).chain_key() != parse_plan(own).chain_key()
+
+
 def test_the_key_of_the_seed_plans_chain_stays_the_same_in_every_release():
     # A chain takes an hour to build: writing a default out, or a new key with a default, must not lose it.
     plan = load_plan("seed")

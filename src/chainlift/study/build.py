@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from chainlift.guest.accel import Choice
     from chainlift.guest.interface import GuestKind
     from chainlift.qemu.binary import Qemu
+    from chainlift.qemu.machine import Accelerator
     from chainlift.study.chain_store import Manifest
-    from chainlift.study.plan import Plan
+    from chainlift.study.plan import GuestPlan, Plan
     from chainlift.study.progress import Progress
 
 
@@ -43,7 +44,7 @@ class Bench:
         :raise InputError: if the guest's image is not there.
         """
         qemus = {spec: find_qemu(spec) for spec in plan.qemu}
-        guest_kind(plan.guest.kind, next(iter(qemus.values())))
+        _guest_kind(plan.guest, next(iter(qemus.values())))
         chains = Path(plan.chains) if plan.chains else cache_dir("chains")
         return cls(plan, qemus, chains)
 
@@ -60,7 +61,7 @@ class Bench:
     @cached_property
     def kind(self) -> GuestKind:
         """The plan's kind of guest."""
-        return guest_kind(self.plan.guest.kind, self.builder, accelerator=self.chosen.name)
+        return _guest_kind(self.plan.guest, self.builder, self.chosen.name)
 
     @property
     def chain(self) -> ChainDirectory:
@@ -93,3 +94,25 @@ def built_chain(plan: Plan, bench: Bench, progress: Progress) -> tuple[ChainDire
         bench.kind.prepare()
         builder = LiveBuilder(plan, chain, bench.kind, bench.builder, bench.chosen.name, progress)
         return chain, builder.build()
+
+
+def _guest_kind(plan: GuestPlan, qemu: Qemu, accelerator: Accelerator = "tcg") -> GuestKind:
+    """Return the kind of guest that a plan names, with the options that it gives."""
+
+    def path(name: str) -> Path | None:
+        return Path(name).expanduser() if name else None
+
+    return guest_kind(
+        plan.kind,
+        qemu,
+        accelerator=accelerator,
+        suite=plan.suite or None,
+        firmware=plan.firmware,
+        kernel=path(plan.kernel),
+        initrd=path(plan.initrd),
+        append=plan.append,
+        ssh_key=path(plan.ssh_key),
+        ssh_user=plan.ssh_user,
+        ssh_port=plan.ssh_port,
+        directory=plan.directory or None,
+    )

@@ -114,6 +114,22 @@ class GuestPlan(_Table):
     memory: Size = Field(1 * GIB, ge=128 << 20, description="RAM")
     vcpus: int = Field(2, ge=1, le=255, description="virtual CPUs")
     boot_deadline_s: float = Field(180.0, gt=0, description="a guest that is not up by then is an error")
+    suite: str = Field("", description="micro, debian: the Debian release to make it of; empty: the host's own")
+    firmware: Literal["bios", "uefi"] = Field("bios", description="your own image: what its boot loader needs")
+    kernel: str = Field("", description="your own image: a kernel to boot instead of its boot loader")
+    initrd: str = Field("", description="your own image: the kernel's initrd")
+    append: str = Field("", description="your own image: the kernel's command line")
+    ssh_key: str = Field("", description="your own image: a private key to log in with; empty: it has the guest agent")
+    ssh_user: str = Field("root", min_length=1, description="your own image: root, or who may use sudo unasked")
+    ssh_port: int = Field(22, ge=1, le=65535, description="your own image: its SSH server's port")
+    directory: str = Field("", description="your own image: where fio works, on its disk; empty: /var/lib/chainlift")
+
+    def chain_part(self) -> dict[str, Any]:
+        """Return what decides over a chain's content, as far as it is not the default."""
+        part = self.model_dump(
+            include={"suite", "firmware", "kernel", "initrd", "append", "directory"}, exclude_defaults=True
+        )
+        return {"guest": self.kind} | ({"guest_options": part} if part else {})
 
 
 class HostReadPlan(_Table):
@@ -232,7 +248,7 @@ class Plan(_Table):
         """Name the chain by what it is made from; plans that differ only in what they measure share one."""
         part: dict[str, Any] = {"chain": self.chain.model_dump(exclude_defaults=True)}
         if self.chain.build == "live":
-            part["guest"] = self.guest.kind
+            part |= self.guest.chain_part()
         text = json.dumps(part, sort_keys=True)
         return f"{self.chain.build}-{self.chain.length}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 

@@ -7,6 +7,7 @@ scratch directory beside the chains, on the same file system; one that a killed 
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import shutil
 from contextlib import contextmanager
@@ -15,11 +16,13 @@ from tempfile import mkdtemp
 from typing import TYPE_CHECKING
 
 from chainlift.qemu.process import run_tool
+from chainlift.study.lifts import apply_lift
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from chainlift.qemu.binary import Qemu
+    from chainlift.results.model import Lift
     from chainlift.study.chain_store import ChainDirectory
 
 
@@ -57,24 +60,72 @@ def remove_leftovers(root: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-@contextmanager
-def active_copy(qemu: Qemu, chain: ChainDirectory, length: int, scratch: Path) -> Iterator[Path]:
-    """Copy layer ``length`` and yield the copy, ``active.qcow2`` in a directory of its own that goes afterwards.
+class ActiveLayers:
+    """Makes the throw-away active layers of a study's runs.
 
-    :param length: at least 1; the layer below keeps its place and is named absolutely.
+    A disk is lifted once for all runs on it that follow each other; each gets a copy of the lifted active layer.
+
+    :param scratch: a directory on the chain's file system.
     """
-    directory = Path(mkdtemp(prefix="run-", dir=scratch))
-    try:
-        image = directory / "active.qcow2"
-        copy_sparse(chain.layer(length), image)
-        below = chain.layer(length - 1).absolute()
-        run_tool(
-            qemu.command("img", "rebase", "-u", "-f", "qcow2", "-F", "qcow2", "-b", str(below), str(image)),
+
+    def __init__(self, chain: ChainDirectory, scratch: Path) -> None:
+        self._chain = chain
+        self._scratch = scratch
+        self._lifted_as: tuple[str, int, str] | None = None
+        self._lifted: Path | None = None
+
+    @contextmanager
+    def copy(self, qemu: Qemu, length: int, lift: Lift) -> Iterator[Path]:
+        """Copy layer ``length`` and yield the copy, ``active.qcow2`` in a directory of its own that goes afterwards.
+
+        :param length: at least 1; the layers below keep their places and are named absolutely.
+        :raise ChainliftError: if the lift refuses this chain, or fails.
+        """
+        directory = Path(mkdtemp(prefix="run-", dir=self._scratch))
+        try:
+            image = directory / "active.qcow2"
+            if lift == "none":
+                self._copy_layer(qemu, length, image)
+            else:
+                copy_sparse(self._lifted_layer(qemu, length, lift), image)
+                self._name_backing_absolutely(qemu, image)
+            yield image
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
+
+    def _copy_layer(self, qemu: Qemu, length: int, image: Path) -> None:
+        copy_sparse(self._chain.layer(length), image)
+        _rebase(qemu, image, str(self._chain.layer(length - 1).absolute()))
+
+    def _lifted_layer(self, qemu: Qemu, length: int, lift: Lift) -> Path:
+        wanted = (qemu.label, length, lift)
+        if self._lifted is None or self._lifted_as != wanted:
+            if self._lifted is not None:
+                shutil.rmtree(self._lifted.parent, ignore_errors=True)
+                self._lifted = None
+            image = Path(mkdtemp(prefix="lifted-", dir=self._scratch)) / "active.qcow2"
+            self._copy_layer(qemu, length, image)
+            apply_lift(lift, image, qemu)
+            self._lifted, self._lifted_as = image, wanted
+        return self._lifted
+
+    def _name_backing_absolutely(self, qemu: Qemu, image: Path) -> None:
+        """Make a copied overlay find what the original's relative name means."""
+        assert self._lifted is not None
+        info = run_tool(
+            qemu.command("img", "info", "-U", "-f", "qcow2", "--output=json", str(self._lifted)),
             environment=qemu.environment,
         )
-        yield image
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
+        name = json.loads(info.stdout)["backing-filename"]
+        if not name.startswith(("/", "json:")):
+            _rebase(qemu, image, str(self._lifted.parent / name))
+
+
+def _rebase(qemu: Qemu, image: Path, backing: str) -> None:
+    run_tool(
+        qemu.command("img", "rebase", "-u", "-f", "qcow2", "-F", "qcow2", "-b", backing, str(image)),
+        environment=qemu.environment,
+    )
 
 
 def copy_sparse(source: Path, target: Path) -> None:

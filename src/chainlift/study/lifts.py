@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from chainlift.errors import PlanError
+from chainlift.lift.lifting import lift_index
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from chainlift.results.model import Lift
     from chainlift.study.plan import Plan
 
+#: A squash replaces what lies between the active layer and the base: there must be something.
+_LEAST_LENGTH = {"squash": 2}
 _REGISTRY: dict[str, Callable[[Path, Qemu], None]] = {"none": lambda _image, _qemu: None}
 
 
@@ -29,13 +32,6 @@ def register_lift(
     return keep
 
 
-@register_lift("index")
-def _index(image: Path, qemu: Qemu) -> None:
-    from chainlift.lift.lifting import lift_index
-
-    lift_index(image, qemu)
-
-
 def check_lifts(plan: Plan) -> None:
     """Refuse a plan with a lift that is not there; :raise PlanError: naming it."""
     for lift in plan.lift:
@@ -43,6 +39,16 @@ def check_lifts(plan: Plan) -> None:
             raise PlanError(f"lift: there is no lift {lift!r}; there are {', '.join(_REGISTRY)}")
 
 
+def makes_sense(lift: Lift, length: int) -> bool:
+    """Whether a chain of this length can be lifted so."""
+    return length >= _LEAST_LENGTH.get(lift, 1)
+
+
 def apply_lift(lift: Lift, image: Path, qemu: Qemu) -> None:
     """Lift an image."""
     _REGISTRY[lift](image, qemu)
+
+
+@register_lift("index")
+def _index(image: Path, qemu: Qemu) -> None:
+    lift_index(image, qemu)

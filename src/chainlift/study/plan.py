@@ -111,7 +111,7 @@ class GuestPlan(_Table):
         description="micro: Debian's cloud kernel and a busybox initramfs, made here; debian: a full Debian with "
         "systemd; or the path of your own disk image with the guest agent or an SSH server in it",
     )
-    memory: Size = Field(1 * GIB, ge=128 << 20, description="RAM")
+    memory: Size = Field(1 * GIB, ge=512 << 20, description="RAM, at least 512M")
     vcpus: int = Field(2, ge=1, le=255, description="virtual CPUs")
     boot_deadline_s: float = Field(180.0, gt=0, description="a guest that is not up by then is an error")
     suite: str = Field("", description="micro, debian: the Debian release to make it of; empty: the host's own")

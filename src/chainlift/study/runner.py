@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from chainlift.errors import OperationError, QemuCrashed
+from chainlift.errors import ImageError, OperationError, QemuCrashed, one_line
 from chainlift.results.model import GuestFacts, Sample
 from chainlift.results.store import ENVIRONMENT, ResultDirectory
-from chainlift.study.active_layer import active_copy, keep_cached, read_through, scratch_directory
+from chainlift.study.active_layer import ActiveLayers, keep_cached, read_through, scratch_directory
 from chainlift.study.build import Bench, built_chain
 from chainlift.study.environment import describe_environment, places_of, require_same_machine
-from chainlift.study.lifts import apply_lift, check_lifts
+from chainlift.study.lifts import check_lifts, makes_sense
 from chainlift.study.plan_text import plan_text
 from chainlift.study.probe import Probe, Reading, Setup, probes_of
 from chainlift.study.space import measuring_bytes, require_space
@@ -73,7 +73,7 @@ def cells_of(plan: Plan, probes: Sequence[Probe]) -> list[Cell]:
             for length in lengths
             for qemu in plan.qemu
             for lift in plan.lift
-            if lift == "none" or length in lifted_at
+            if lift == "none" or (length in lifted_at and makes_sense(lift, length))
             for n, probe in wanted
             if n == length
         ]
@@ -115,12 +115,13 @@ def _measure(
         if plan.cache in _CACHED_MODES:
             progress.stage("reading the chain into the page cache")
             read_through(files)
+        layers = ActiveLayers(chain, scratch)
         progress.stage("measuring", total)
         for number, cell in enumerate(left, start=total - len(left)):
             progress.step(number, str(cell))
             if plan.cache in _CACHED_MODES:
                 keep_cached(files)
-            _run_cell(plan, bench, results, chain, scratch, cell, progress)
+            _run_cell(plan, bench, results, chain, layers, cell, progress)
         progress.step(total)
         chain.check_unchanged(manifest)
 
@@ -130,7 +131,7 @@ def _run_cell(
     bench: Bench,
     results: ResultDirectory,
     chain: ChainDirectory,
-    scratch: Path,
+    layers: ActiveLayers,
     cell: Cell,
     progress: Progress,
 ) -> None:
@@ -157,37 +158,37 @@ def _run_cell(
             )
         )
 
-    with active_copy(qemu, chain, cell.length, scratch) as image:
-        setup = Setup(
-            plan=plan,
-            qemu=qemu,
-            accelerator=bench.chosen.name,
-            kind=bench.kind,
-            chain=chain,
-            length=cell.length,
-            lift=cell.lift,
-            repeat=cell.repeat,
-            image=image,
-            scratch=image.parent,
-            results=results.path,
-            progress=progress,
-        )
-        try:
-            apply_lift(cell.lift, image, qemu)
+    try:
+        with layers.copy(qemu, cell.length, cell.lift) as image:
+            setup = Setup(
+                plan=plan,
+                qemu=qemu,
+                accelerator=bench.chosen.name,
+                kind=bench.kind,
+                chain=chain,
+                length=cell.length,
+                lift=cell.lift,
+                repeat=cell.repeat,
+                image=image,
+                scratch=image.parent,
+                results=results.path,
+                progress=progress,
+            )
             for reading in cell.probe.measure(setup):
                 keep(reading)
                 if reading.outcome != "ok":
                     progress.note(f"{cell}: {reading.outcome}: {reading.detail}")
-        except QemuCrashed as error:
-            progress.note(f"{cell}: crashed: {error}")
-            for test, variant in list(missing):
-                keep(Reading(test, variant, outcome="crashed", signal=error.signal, detail=str(error)))
-        except OperationError as error:
-            if not _worked_before(results, cell):
-                raise
-            progress.note(f"{cell}: failed: {error}")
-            for test, variant in list(missing):
-                keep(Reading(test, variant, outcome="failed", detail=str(error)))
+    except QemuCrashed as error:
+        progress.note(f"{cell}: crashed: {error}")
+        for test, variant in list(missing):
+            keep(Reading(test, variant, outcome="crashed", signal=error.signal, detail=one_line(error.what)))
+    except (OperationError, ImageError) as error:
+        # A lift may refuse a chain that is too short for it; anything else is a failure of the study.
+        if not (_worked_before(results, cell) or (isinstance(error, ImageError) and cell.lift != "none")):
+            raise
+        progress.note(f"{cell}: failed: {error}")
+        for test, variant in list(missing):
+            keep(Reading(test, variant, outcome="failed", detail=one_line(error.what)))
 
 
 def _worked_before(results: ResultDirectory, cell: Cell) -> bool:

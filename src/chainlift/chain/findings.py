@@ -122,10 +122,12 @@ def _length(chain: Chain, layers: Sequence[LayerSummary]) -> Iterator[Finding]: 
         yield Finding(
             "problem",
             f"{chain.length} layers: QEMU releases of today crash when they read through more than 866 to 1,089",
-            "shorten or lift the chain before a guest starts on it",
+            "lift the chain before a guest starts on it: see chainlift plan",
         )
     elif chain.length >= _LONG:
-        yield Finding("warning", f"{chain.length} layers make every read slow", "chainlift lift can take that off")
+        yield Finding(
+            "warning", f"{chain.length} layers make every read slow", "chainlift plan says what a lift would take off"
+        )
 
 
 def _weight(chain: Chain, layers: Sequence[LayerSummary]) -> Iterator[Finding]:  # noqa: ARG001

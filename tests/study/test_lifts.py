@@ -1,0 +1,28 @@
+from chainlift.study.plan import parse_plan
+from chainlift.study.probe import probes_of
+from chainlift.study.runner import cells_of
+
+PLAN = """
+name = "lifts"
+lengths = [1, 5, 9]
+guest_lengths = [1, 9]
+lift_lengths = [1, 9]
+lift = ["none", "index", "squash"]
+tests = ["host", "stream"]
+repeats = 1
+[host_read]
+depths = [1]
+[chain]
+length = 9
+size = "512M"
+[chain.workload]
+size = "64M"
+"""
+
+
+def test_lifts_are_measured_where_the_plan_says_and_there_is_something_to_lift():
+    plan = parse_plan(PLAN)
+    cells = cells_of(plan, probes_of(plan))
+    streams = [(cell.length, cell.lift) for cell in cells if cell.probe.title == "stream"]
+    assert streams == [(1, "none"), (1, "index"), (9, "none"), (9, "index"), (9, "squash")]
+    assert {(c.length, c.lift) for c in cells if c.probe.title != "stream"} == {*streams, (5, "none")}

@@ -8,7 +8,7 @@ lengths = [1, 5, 9]
 guest_lengths = [1, 9]
 lift_lengths = [1, 9]
 lift = ["none", "index", "squash"]
-tests = ["host", "stream"]
+tests = ["host", "random"]
 repeats = 1
 [host_read]
 depths = [1]
@@ -23,6 +23,6 @@ size = "64M"
 def test_lifts_are_measured_where_the_plan_says_and_there_is_something_to_lift():
     plan = parse_plan(PLAN)
     cells = cells_of(plan, probes_of(plan))
-    streams = [(cell.length, cell.lift) for cell in cells if cell.probe.title == "stream"]
-    assert streams == [(1, "none"), (1, "index"), (9, "none"), (9, "index"), (9, "squash")]
-    assert {(c.length, c.lift) for c in cells if c.probe.title != "stream"} == {*streams, (5, "none")}
+    guests = [(cell.length, cell.lift) for cell in cells if cell.probe.title == "random read"]
+    assert guests == [(1, "none"), (1, "index"), (9, "none"), (9, "index"), (9, "squash")]
+    assert {(c.length, c.lift) for c in cells if c.probe.title != "random read"} == {*guests, (5, "none")}

@@ -1,0 +1,162 @@
+"""Nothing is lost: each verb is killed before and after every file-system call, and every call is made to fail.
+
+All points, not a sample; the count is in the test's output (`pytest -rP` shows it). What is left must read the same
+bytes, with every layer as it was, and a second run of the verb must succeed.
+"""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from functools import partial
+
+import pytest
+from tests.lift import faults
+
+from chainlift.chain import open_chain
+from chainlift.errors import ChainliftError
+from chainlift.lift.flatten import flatten_chain
+from chainlift.lift.lifting import lift_index, lift_squash
+from chainlift.lift.restore import restore_lift
+from chainlift.qcow2.writer import write_image
+
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.timeout(3000),
+    pytest.mark.skipif(not faults.can_trace(), reason="the harness knows x86-64 Linux alone"),
+]
+
+SIZE = 1 << 20
+
+
+def make_template(directory):
+    directory.mkdir()
+    name = None
+    for number in range(4):
+        write_image(
+            directory / f"layer{number}.qcow2", virtual_size=SIZE, cluster_size=65536 if number else 16384,
+            clusters=[number, number + 4, 9],
+            data=lambda c, n=number: bytes([40 * n + c + 1]) * (65536 if n else 16384),
+            compress=number == 1, backing_file=name, backing_format=name and "qcow2",
+        )  # fmt: skip
+        name = f"layer{number}.qcow2"
+
+
+VERBS = {
+    "index": lambda d, q: lift_index(d / "layer3.qcow2", q),
+    "index with a budget": lambda d, q: lift_index(d / "layer3.qcow2", q, copy_budget_bytes=1 << 20),
+    "index again": lambda d, q: lift_index(d / "layer3.qcow2", q, copy_budget_bytes=1 << 16),
+    "squash": lambda d, q: lift_squash(d / "layer3.qcow2", q),
+    "squash over an index": lambda d, q: lift_squash(d / "layer3.qcow2", q),
+    "squash and delete": lambda d, q: lift_squash(d / "layer3.qcow2", q, delete_in=[d]),
+    "restore": lambda d, q: restore_lift(d / "layer3.qcow2", q),
+    "restore and clean": lambda d, q: restore_lift(d / "layer3.qcow2", q, clean=True),
+    "flatten": lambda d, q: flatten_chain(d / "layer3.qcow2", d / "out.qcow2"),
+}
+#: Lifted before the verb runs.
+LIFTED = {"index again", "squash over an index", "restore", "restore and clean"}
+
+
+def state_of(directory):
+    """What lies in a directory, without what differs from run to run: times and inode numbers in manifests."""
+    digest = hashlib.sha256()
+    for path in sorted(directory.rglob("*")):
+        digest.update(str(path.relative_to(directory)).encode() + b"\0")
+        if path.name == "manifest.json":
+            data = json.loads(path.read_text())
+            kept = (data["kind"], data["original"], data["lifted"], data["deleted"], len(data["layers"]))
+            digest.update(repr(kept).encode())
+        elif path.is_file():
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def read_all(directory):
+    with open_chain(directory / "layer3.qcow2") as chain:
+        return chain.read(0, chain.virtual_size)
+
+
+def check_state(directory, wanted, raw, layers, verb, where):
+    assert read_all(directory) == wanted, f"other bytes after {where}"
+    done = subprocess.run(["qemu-img", "compare", directory / "layer3.qcow2", raw], capture_output=True, text=True)
+    assert done.returncode == 0, f"stock QEMU after {where}: {done.stdout}{done.stderr}"
+    if verb != "squash and delete":
+        for name, data in layers.items():
+            assert (directory / name).read_bytes() == data, f"{name} changed after {where}"
+    if (directory / "out.qcow2").exists():
+        done = subprocess.run(["qemu-img", "compare", directory / "out.qcow2", raw], capture_output=True, text=True)
+        assert done.returncode == 0, f"a flattened image that is not whole after {where}: {done.stdout}{done.stderr}"
+
+
+def run_again(directory, verb, qemu, where):
+    try:
+        VERBS[verb](directory, qemu)
+    except ChainliftError as error:
+        said = str(error)
+        # Done already, or it says plainly what to do.
+        assert error.exit_status == 2, f"a second run after {where}: {said}"
+        assert any(word in said for word in ("is not lifted", "exists", "no way back", "nothing between")), said
+
+
+def attack(tmp_path, fresh, qemu, verb, kinds, *, reads):
+    template = tmp_path / "template"
+    make_template(template)
+    wanted = read_all(template)
+    raw = tmp_path / "raw"
+    raw.write_bytes(wanted)
+    layers = {f"layer{n}.qcow2": (template / f"layer{n}.qcow2").read_bytes() for n in range(3)}
+
+    def start():
+        directory = fresh(template)
+        if verb in LIFTED:  # not in the template: an index knows its absolute path
+            lift_index(directory / "layer3.qcow2", qemu)
+        return directory
+
+    directory = start()
+    clean = faults.run(partial(run_verb, verb, directory, qemu), directory, reads=reads)
+    assert clean.status == 0, clean.stderr
+    assert len(clean.calls) >= 5
+    checked, points = set(), 0
+    for fault in kinds:
+        for point in range(len(clean.calls)):
+            directory = start()
+            trace = faults.run(
+                lambda: run_verb(verb, directory, qemu), directory, point=point, fault=fault, reads=reads
+            )
+            if not trace.hit:
+                continue
+            points += 1
+            where = f"{fault} at call {point} ({trace.calls[point]}) of {verb}"
+            assert trace.status in ((None,) if fault.startswith("kill") else (0, 2, 3)), f"{where}: {trace.stderr}"
+            assert "Traceback" not in trace.stderr
+            state = state_of(directory)
+            if state in checked:
+                continue
+            checked.add(state)
+            check_state(directory, wanted, raw, layers, verb, where)
+            run_again(directory, verb, qemu, where)
+            check_state(directory, wanted, raw, layers, verb, f"a second run after {where}")
+            left = [path.name for path in directory.rglob("*.new")]
+            assert not left, f"{left} stays after a second run after {where}"
+    sys.stdout.write(f"{verb}: {points} faults at {len(clean.calls)} calls, {len(checked)} different states\n")
+
+
+def run_verb(verb, directory, qemu):
+    try:
+        VERBS[verb](directory, qemu)
+    except ChainliftError as error:
+        os.write(2, f"{error}\n".encode())
+        return error.exit_status
+    return 0
+
+
+@pytest.mark.parametrize("verb", ["index", "restore and clean"])
+def test_killed_or_failing_at_any_change(tmp_path, fresh, host_qemu, verb):
+    attack(tmp_path, fresh, host_qemu, verb, ["kill before", "ENOSPC"], reads=False)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("verb", VERBS)
+def test_killed_or_failing_at_any_call(tmp_path, fresh, host_qemu, verb):
+    attack(tmp_path, fresh, host_qemu, verb, ["kill before", "kill after", "ENOSPC", "EIO", "short"], reads=True)

@@ -113,8 +113,8 @@ def attack(tmp_path, fresh, qemu, verb, kinds, *, reads):
             lift_index(directory / "layer3.qcow2", qemu)
         return directory
 
-    directory = start()
-    clean = faults.run(partial(run_verb, verb, directory, qemu), directory, reads=reads)
+    template_run = start()
+    clean = faults.run(partial(run_verb, verb, template_run, qemu), template_run, reads=reads)
     assert clean.status == 0, clean.stderr
     assert len(clean.calls) >= 5
     checked, points = set(), 0

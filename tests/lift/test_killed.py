@@ -121,9 +121,8 @@ def attack(tmp_path, fresh, qemu, verb, kinds, *, reads):
     for fault in kinds:
         for point in range(len(clean.calls)):
             directory = start()
-            trace = faults.run(
-                lambda: run_verb(verb, directory, qemu), directory, point=point, fault=fault, reads=reads
-            )
+            work = partial(run_verb, verb, directory, qemu)
+            trace = faults.run(work, directory, point=point, fault=fault, reads=reads)
             if not trace.hit:
                 continue
             points += 1

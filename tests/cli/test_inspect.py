@@ -72,3 +72,23 @@ def test_what_is_no_image_is_one_line_and_status_two(tmp_path):
     assert (done.returncode, done.stdout, done.stderr) == (
         2, "", f"chainlift: {tmp_path}/missing: cannot be opened: No such file or directory\n"
     )  # fmt: skip
+
+
+@pytest.mark.integration
+def test_a_lifted_image_is_shown_as_what_it_is_and_mapped_as_qemu_maps_it(tmp_path):
+    write_image(tmp_path / "0", virtual_size=MIB, clusters=[0, 1, 2], data=b"B" * 3 * 65536)
+    write_image(tmp_path / "1", virtual_size=MIB, clusters=[1], data=None, backing_file="0", backing_format="qcow2")
+    write_image(tmp_path / "2", virtual_size=MIB, clusters=[2], data=None, backing_file="1", backing_format="qcow2")
+    chainlift = [sys.executable, "-m", "chainlift"]
+    subprocess.run([*chainlift, "index", tmp_path / "2"], check=True, capture_output=True, timeout=60)
+    shown = inspect(tmp_path / "2").stdout
+    assert "layer 1: an index that points into 2 files" in shown
+    assert "corrupt" not in shown
+    theirs = subprocess.run(
+        ["qemu-img", "map", "--output=json", tmp_path / "2"], check=True, capture_output=True, text=True, timeout=60
+    ).stdout
+    version = "8.2" if '"compressed"' in theirs else "7.2"
+    ours = subprocess.run(
+        [*chainlift, "map", "--json", "--as-qemu", version, tmp_path / "2"], capture_output=True, text=True, timeout=60
+    )
+    assert (ours.stdout, ours.stderr) == (theirs, "")

@@ -47,7 +47,10 @@ def _where(chain: Chain, is_so: Callable[[Layer], bool]) -> tuple[int, ...]:
 
 
 def _incompatible(flag: Incompatible) -> Callable[[Layer], bool]:
-    return lambda layer: layer.image is not None and flag in layer.image.header.incompatible_features
+    # An index is marked corrupt on purpose, so that nothing writes through it.
+    return lambda layer: (
+        layer.image is not None and not layer.extents and flag in layer.image.header.incompatible_features
+    )
 
 
 def _quoted(layer: Layer) -> str:
@@ -77,6 +80,17 @@ def _flags(chain: Chain, layers: Sequence[LayerSummary]) -> Iterator[Finding]:  
     )
     if lazy:
         yield Finding("note", "lazy refcounts: dirty after a crash, until repaired", "", lazy)
+
+
+def _lifted(chain: Chain, layers: Sequence[LayerSummary]) -> Iterator[Finding]:  # noqa: ARG001
+    for depth, layer in enumerate(chain.layers):
+        if layer.extents:
+            yield Finding(
+                "note",
+                f"an index that points into {layer.extents - 1} files: none of them may be changed",
+                f"chainlift verify {_quoted(chain.layers[0])}",
+                (depth,),
+            )
 
 
 def _in_use(chain: Chain, layers: Sequence[LayerSummary]) -> Iterator[Finding]:  # noqa: ARG001
@@ -122,11 +136,13 @@ def _length(chain: Chain, layers: Sequence[LayerSummary]) -> Iterator[Finding]: 
         yield Finding(
             "problem",
             f"{chain.length} layers: QEMU releases of today crash when they read through more than 866 to 1,089",
-            "lift the chain before a guest starts on it: see chainlift plan",
+            f"before a guest starts on it: chainlift plan {_quoted(chain.layers[0])}",
         )
     elif chain.length >= _LONG:
         yield Finding(
-            "warning", f"{chain.length} layers make every read slow", "chainlift plan says what a lift would take off"
+            "warning",
+            f"{chain.length} layers make every read slow",
+            f"what a lift would take off: chainlift plan {_quoted(chain.layers[0])}",
         )
 
 
@@ -141,15 +157,13 @@ def _weight(chain: Chain, layers: Sequence[LayerSummary]) -> Iterator[Finding]: 
         )  # fmt: skip
 
 
-def _extras(chain: Chain, layers: Sequence[LayerSummary]) -> Iterator[Finding]:  # noqa: ARG001
-    with_snapshots = tuple(layer.depth for layer in layers if layer.snapshots)
+def _extras(chain: Chain, layers: Sequence[LayerSummary]) -> Iterator[Finding]:
+    with_snapshots = tuple(layer.depth for layer in layers if layer.snapshots and not chain.layers[layer.depth].extents)
     if with_snapshots:
-        count = sum(len(layer.snapshots) for layer in layers)
-        yield Finding("note", f"{count} internal snapshots: only the active state is looked at", "", with_snapshots)
+        yield Finding("note", "internal snapshots: only the active state is looked at", "", with_snapshots)
     with_bitmaps = tuple(layer.depth for layer in layers if layer.bitmaps)
     if with_bitmaps:
-        count = sum(len(layer.bitmaps) for layer in layers)
-        yield Finding("note", f"{count} dirty bitmaps", "", with_bitmaps)
+        yield Finding("note", "dirty bitmaps", "", with_bitmaps)
 
 
-_RULES = (_flags, _length, _formats, _in_use, _sizes, _weight, _extras)
+_RULES = (_flags, _lifted, _length, _formats, _in_use, _sizes, _weight, _extras)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from chainlift.chain.linear import ExtentsFile
 from chainlift.qcow2.layout import SECTOR_SIZE
 
 if TYPE_CHECKING:
@@ -30,6 +31,11 @@ class Layer:
     backing_name: str | None
     #: The header's backing format.
     backing_format: str | None
+
+    @property
+    def extents(self) -> int:
+        """How many files this layer points into, where it is an index made by a lift; else 0."""
+        return len(self.file.extents) if isinstance(self.file, ExtentsFile) else 0
 
     @property
     def virtual_size(self) -> int:

@@ -124,8 +124,22 @@ class ExtentsFile(ImageFile):
         return self.size
 
     def next_data(self, offset: int) -> tuple[int, int]:
-        """Say that all is data."""
-        return (offset, self.size) if offset < self.size else (self.size, self.size)
+        """Return where the next data begin and where they end, asking the extents' files."""
+        while offset < self.size:
+            index = bisect_right(self.starts, offset) - 1
+            shift = self.starts[index] - self.extents[index].offset
+            end = self.starts[index] + self.extents[index].length
+            begin, stop = self.file(index).next_data(offset - shift)
+            if begin < stop and begin + shift < end:
+                return begin + shift, min(stop + shift, end)
+            offset = end
+        return self.size, self.size
+
+    @property
+    def allocated_bytes(self) -> int:
+        """What the descriptor and all extents' files take, as QEMU counts it."""
+        files = {id(file): file for file in map(self.file, range(len(self.extents)))}
+        return super().allocated_bytes + sum(file.allocated_bytes for file in files.values())
 
     def close(self) -> None:
         """Give up every descriptor."""

@@ -81,9 +81,8 @@ def _head(summary: ChainSummary) -> Iterator[str]:
 
 
 def _name(layer: LayerSummary, summary: ChainSummary) -> str:
-    directory = os.path.dirname(summary.path)  # noqa: PTH120 - textually, as names were joined
-    path = layer.path.removeprefix(f"{directory}/") if directory else layer.path
-    return one_line(path)
+    path, directory = os.path.abspath(layer.path), os.path.dirname(os.path.abspath(summary.path))  # noqa: PTH100, PTH120
+    return one_line(path.removeprefix(f"{directory}/") if path.startswith(f"{directory}/") else layer.path)
 
 
 def _shorten(text: str, width: int) -> str:

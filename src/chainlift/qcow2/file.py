@@ -61,9 +61,13 @@ class ImageFile:
         self.is_block_device = stat.S_ISBLK(status.st_mode)
         #: What tells one file from another, under whatever name.
         self.identity = _identity(status)
-        #: Bytes that the file takes on its file system.
-        self.allocated_bytes = status.st_blocks * 512
+        self._allocated_bytes = status.st_blocks * 512
         _pool.put(self, descriptor)
+
+    @property
+    def allocated_bytes(self) -> int:
+        """What the file takes on its file system."""
+        return self._allocated_bytes
 
     def pread(self, offset: int, length: int) -> bytes:
         """Read bytes; fewer than asked for only where the file ends.

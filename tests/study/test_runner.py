@@ -54,35 +54,22 @@ def test_every_sample_that_a_plan_asks_for_is_taken_once():
     assert len(names) == 6 * 3 * 11
 
 
-def test_lifted_disks_are_measured_at_their_lengths_only():
-    text = OFFLINE.format(chains="x").replace("repeats = 2", 'lift = ["none", "index"]\nlift_lengths = [3]')
-    plan = parse_plan(text)
-    found = {(cell.length, cell.lift) for cell in cells_of(plan, probes_of(plan))}
-    assert found == {(1, "none"), (3, "none"), (3, "index")}
-
-
-def test_a_chain_with_nothing_between_its_ends_is_not_squashed():
-    plan = parse_plan(OFFLINE.format(chains="x").replace("repeats = 2", 'lift = ["index", "squash"]'))
-    found = {(cell.length, cell.lift) for cell in cells_of(plan, probes_of(plan))}
-    assert found == {(1, "index"), (3, "index"), (3, "squash")}
-
-
 @pytest.mark.integration
 def test_a_lifted_disk_is_measured_beside_the_plain_one(tmp_path):
     text = OFFLINE.format(chains=tmp_path / "chains").replace(
-        "repeats = 2", 'repeats = 1\nlift = ["none", "index"]\nlift_lengths = [3]'
+        "repeats = 2", 'repeats = 1\nlift = ["none", "index", "squash"]\nlift_lengths = [3]'
     )
     plan = parse_plan(text)
     results = run_study(plan, tmp_path / "out", Silent())
     assert {(s.lift, s.length, s.outcome) for s in results.samples()} == {
-        ("none", 1, "ok"), ("none", 3, "ok"), ("index", 3, "ok")
+        ("none", 1, "ok"), ("none", 3, "ok"), ("index", 3, "ok"), ("squash", 3, "ok")
     }  # fmt: skip
     chain = ChainDirectory(tmp_path / "chains" / plan.chain_key())
     chain.check_unchanged(chain.manifest())
     # What was measured reads as the layer does.
     with scratch_directory(tmp_path / "chains") as scratch:
         layers = ActiveLayers(chain, scratch)
-        for lift in ("none", "index"):
+        for lift in ("none", "index", "squash"):
             for _ in range(2):
                 with layers.copy(find_qemu(), 3, lift) as image:
                     subprocess.run(["qemu-img", "compare", "-s", image, chain.layer(3)], check=True)
@@ -149,6 +136,8 @@ def test_a_study_that_continues_takes_only_what_is_missing(tmp_path):
     after = (tmp_path / "out/samples.jsonl").read_bytes()
     assert after.startswith(before)
     assert len(results.samples()) == after.count(b"\n") == 2 * 2 * 3
+    assert results.environment().guest is None
+    assert results.environment().qemus[0].accelerator_reason == "no guest boots in this study"
     run_study(plan, tmp_path / "out", Silent())
     assert (tmp_path / "out/samples.jsonl").read_bytes() == after
 

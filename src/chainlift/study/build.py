@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from chainlift.guest.accel import choose_accelerator
+from chainlift.guest.accel import Choice, choose_accelerator
 from chainlift.guest.catalog import guest_kind
 from chainlift.host.cache import cache_dir
 from chainlift.qemu.binary import find_qemu
@@ -17,7 +17,6 @@ from chainlift.study.offline import build_offline
 from chainlift.study.space import chain_bytes, require_space
 
 if TYPE_CHECKING:
-    from chainlift.guest.accel import Choice
     from chainlift.guest.interface import GuestKind
     from chainlift.qemu.binary import Qemu
     from chainlift.qemu.machine import Accelerator
@@ -35,6 +34,8 @@ class Bench:
     qemus: dict[str, Qemu]
     #: The directory that chains are kept in.
     chains: Path
+    #: False where nothing that is measured boots a guest: then KVM need not be tried.
+    boots: bool = True
 
     @classmethod
     def find(cls, plan: Plan) -> Bench:
@@ -56,6 +57,8 @@ class Bench:
     @cached_property
     def chosen(self) -> Choice:
         """The accelerator; finding out may boot a guest, so it is done when it is first needed."""
+        if not self.boots:
+            return Choice("tcg", "no guest boots in this study")
         return choose_accelerator(self.plan.accelerator, self.builder)
 
     @cached_property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from chainlift.study.host_read import Pattern, host_read, patterns
 from chainlift.study.probe import Probe, Reading, Setup, register
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class HostProbe:
     """One access pattern."""
+
+    boots_guest: ClassVar[bool] = False
 
     pattern: Pattern
 

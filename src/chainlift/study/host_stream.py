@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from chainlift.errors import QemuError
 from chainlift.host.process import describe_end, last_lines
@@ -26,6 +26,8 @@ _TIMEOUT_S = 1800.0
 @dataclass(frozen=True)
 class HostStreamProbe:
     """``block-stream`` of everything, timed from the command to the job's completion: without opening the chain."""
+
+    boots_guest: ClassVar[bool] = False
 
     title = "host stream"
     names: Sequence[tuple[Test, str]] = (("stream", "host"),)

@@ -6,7 +6,7 @@ It works on the whole chain once, not at each length: its samples stand under th
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from chainlift.qemu.limits import Attempt, attempt_length, bisect, crash_place, describe_limit
 from chainlift.study.probe import Probe, Reading, Setup, register
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 class LimitsProbe:
     """Bisects; both limits come from the same attempts."""
+
+    boots_guest: ClassVar[bool] = False
 
     title = "limits"
     names: Sequence[tuple[Test, str]] = (("limits", "read"), ("limits", "open"))

@@ -9,6 +9,7 @@ and the guest's journal recovers as after a power cut.
 from __future__ import annotations
 
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from shlex import quote
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ from chainlift.study.chain_store import layer_name
 from chainlift.units import format_bytes
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from chainlift.guest.interface import Guest, GuestKind
@@ -164,25 +166,49 @@ class LiveBuilder:
         self.progress.stage("building the chain", spec.length)
         started = last = time.monotonic()
         written = _written_bytes(guest)
+        if done < spec.length:
+            self._prepare_overlay(guest, done + 1)
         for number in range(done + 1, spec.length + 1):
-            self._create_overlay(number)
-            self._add_node(guest, number)
             # From the snapshot before, not from a schedule: a late snapshot is not followed by an empty one.
             self._wait_for_writes(guest, last + interval_s, written)
-            last, written = time.monotonic(), _written_bytes(guest)
-            self._snapshot(guest, number)
+            with self._paused(guest):
+                last, written = time.monotonic(), _written_bytes(guest)
+                self._snapshot(guest, number)
+                took_s = time.monotonic() - last
+                if number < spec.length:
+                    self._prepare_overlay(guest, number + 1)
             self.chain.note_snapshot({
                 "snapshot": number,
                 "at_s": round(before_s + last - started, 3),
-                "took_s": round(time.monotonic() - last, 4),
+                "took_s": round(took_s, 4),
                 "resumed": float(bool(done) and number == done + 1),
             })  # fmt: skip
+            if spec.pace > 1:
+                last = time.monotonic()  # its clock stood still
             size = self.chain.layer(number - 1).stat().st_blocks * 512
             self.progress.step(number, f"snapshot {number}, the layer before took {format_bytes(size)}")
             if number % _LOOK_EVERY == 1 or number == done + 1:
                 self._require_job(guest)
         self._wait_for_writes(guest, last + interval_s, written)
         return before_s + time.monotonic() - started
+
+    @contextmanager
+    def _paused(self, guest: Guest) -> Iterator[None]:
+        """Stop the guest's clock while a snapshot is taken in compressed time.
+
+        What QEMU takes for a snapshot does not shrink with the interval; a guest that wrote on meanwhile, many times as
+        fast as it should, would fill the next layer with it. A guest that is frozen for the snapshot has to run.
+        """
+        if self.plan.chain.pace <= 1 or self.plan.chain.freeze:
+            yield
+            return
+        guest.vm.monitor.execute("stop")
+        yield
+        guest.vm.monitor.execute("cont")
+
+    def _prepare_overlay(self, guest: Guest, number: int) -> None:
+        self._create_overlay(number)
+        self._add_node(guest, number)
 
     def _wait_for_writes(self, guest: Guest, until: float, written: int) -> None:
         """Sleep until the interval is over and, where time is compressed, the guest has written an interval's bytes.

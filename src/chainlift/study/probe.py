@@ -106,6 +106,13 @@ class Probe(Protocol):
 
 #: The modules that register probes; a new one is named here.
 _MODULES = tuple(f"chainlift.study.{name}" for name in ("guest_probes", "host_probe", "profile", "limits"))
+
+
+def boots_guest(probe: Probe) -> bool:
+    """Whether a probe boots a guest; those that do not say so with ``boots_guest = False``."""
+    return getattr(probe, "boots_guest", True)
+
+
 _REGISTRY: dict[str, Callable[[Plan], Sequence[Probe]]] = {}
 
 

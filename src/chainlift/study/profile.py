@@ -50,6 +50,11 @@ class ProfileProbe:
         return f"profile {self.variant}"
 
     @property
+    def boots_guest(self) -> bool:
+        """Whether what is profiled is a guest's work."""
+        return self.variant in ("read", "stream")
+
+    @property
     def names(self) -> Sequence[tuple[Test, str]]:
         """See :class:`~chainlift.study.probe.Probe`."""
         return [("profile", self.variant)]

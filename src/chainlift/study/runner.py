@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,7 @@ from chainlift.study.build import Bench, built_chain
 from chainlift.study.environment import describe_environment, places_of, require_same_machine
 from chainlift.study.lifts import check_lifts, makes_sense
 from chainlift.study.plan_text import plan_text
-from chainlift.study.probe import Probe, Reading, Setup, probes_of
+from chainlift.study.probe import Probe, Reading, Setup, boots_guest, probes_of
 from chainlift.study.space import measuring_bytes, require_space
 
 if TYPE_CHECKING:
@@ -105,6 +105,8 @@ def _measure(
     plan: Plan, bench: Bench, results: ResultDirectory, left: Sequence[Cell], total: int, progress: Progress
 ) -> None:
     chain, manifest = built_chain(plan, bench, progress)
+    # Asked of the whole plan, so that the environment is the same when the study continues.
+    bench = replace(bench, boots=any(boots_guest(probe) for probe in probes_of(plan)))
     with ExitStack() as stack:
         stack.enter_context(chain.lock(exclusive=False))
         chain.check_unchanged(manifest)
@@ -197,12 +199,14 @@ def _worked_before(results: ResultDirectory, cell: Cell) -> bool:
 
 
 def _record(plan: Plan, bench: Bench, results: ResultDirectory, chain: ChainDirectory, scratch: Path) -> None:
-    image = bench.kind.prepare()
+    image = bench.kind.prepare() if bench.boots else None
     environment = describe_environment(
         plan,
         list(bench.qemus.values()),
         bench.chosen,
-        GuestFacts(
+        None
+        if image is None
+        else GuestFacts(
             kind=plan.guest.kind,
             kernel=image.kernel_release,
             description=image.description,

@@ -116,6 +116,8 @@ class _Builder:
         self.kept: list[int] = []
         self._fds = descriptors
         self._directory = Path(os.path.realpath(directory))
+        #: Directories of layers, and where they really are: looked up once each.
+        self._real: dict[str, str] = {}
         size = self.cluster_size
         lengths = [-(-source.length // size) * size for source in self.sources]
         self._length = np.array(lengths, dtype=np.int64)
@@ -225,7 +227,12 @@ class _Builder:
         path = os.path.abspath(file.path)  # noqa: PTH100 - a device keeps the name it was given
         check_name(path)
         if not file.is_block_device:
-            path = os.path.realpath(path)
+            directory, name = os.path.split(path)
+            if directory not in self._real:
+                self._real[directory] = os.path.realpath(directory)
+            path = f"{self._real[directory].rstrip('/')}/{name}"
+            if os.path.islink(path):  # noqa: PTH114 - any bytes
+                path = os.path.realpath(path)
             parent = str(self._directory.parent)
             if os.path.commonpath((path, parent)) == parent:
                 path = os.path.relpath(path, self._directory)

@@ -34,7 +34,7 @@ class FileIdentity(_Frozen):
     #: Times as the file system has them; ctime also shows what was changed back.
     mtime_ns: int
     ctime_ns: int
-    #: SHA-256 of the header cluster, the L1 table and every L2 table of a qcow2 layer; None for a raw one.
+    #: SHA-256 of the header and the L1 table of a qcow2 layer; None for a raw one.
     metadata_sha256: str | None = None
 
 

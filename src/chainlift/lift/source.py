@@ -165,7 +165,7 @@ def _describe(layer: ChainLayer, visible: int) -> Layer:
         backing = Pointer(name=layer.backing_name, format=layer.backing_format)
     own_data_file = layer.data_file is not layer.file
     return Layer(
-        identity=identify(_absolute(layer.path), metadata_sha256=metadata_digest(layer.file)),
+        identity=identify(_absolute(layer.path), metadata_sha256=_digest_of(layer)),
         format="raw" if layer.image is None else "qcow2",
         backing=backing,
         visible_clusters=visible,
@@ -186,13 +186,24 @@ def _absolute(name: str) -> Path:
     return Path(os.path.abspath(name))  # noqa: PTH100 - links in the name stay, as QEMU resolves names
 
 
+def _digest_of(layer: ChainLayer) -> str | None:
+    return None if layer.image is None else _digest(layer.file, layer.image.header)
+
+
 def metadata_digest(file: ImageFile) -> str | None:
-    """Return the SHA-256 of an image's header cluster and L1 table, None for a file that is no qcow2 image."""
+    """Return the SHA-256 of an image's header and L1 table, None for a file that is no qcow2 image."""
     try:
         header = read_header(file)
     except ImageError:
         return None
-    digest = hashlib.sha256(file.pread(0, header.cluster_size))
+    return _digest(file, header)
+
+
+def _digest(file: ImageFile, header: Header) -> str:
+    # The header cluster up to the end of the backing file's name: behind that nobody looks.
+    head = file.pread(0, 4096)
+    name_end = int.from_bytes(head[8:16], "big") + int.from_bytes(head[16:20], "big")
+    digest = hashlib.sha256(head if name_end <= len(head) else file.pread(0, header.cluster_size))
     digest.update(file.pread(header.l1_table_offset, header.l1_size * 8))
     return digest.hexdigest()
 

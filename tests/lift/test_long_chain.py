@@ -1,0 +1,66 @@
+import random
+import subprocess
+
+import pytest
+
+from chainlift.chain import open_chain
+from chainlift.lift.lifting import lift_index, lift_squash
+from chainlift.lift.restore import restore_lift
+from chainlift.lift.verify import verify_lift
+from chainlift.qcow2.writer import write_image
+
+pytestmark = pytest.mark.integration
+
+LENGTH = 300
+SIZE = 32 << 20
+
+
+@pytest.mark.timeout(600)
+def test_a_long_chain_through_its_whole_life(tmp_path, host_qemu, tool, same, reference):
+    rng = random.Random(1)
+    name = None
+    for number in range(LENGTH):
+        path = tmp_path / f"{number}.qcow2"
+        clusters = sorted(rng.sample(range(SIZE // 65536), 4 if number else 300))
+        write_image(path, virtual_size=SIZE, clusters=clusters, backing_file=name, backing_format=name and "qcow2",
+                    data=lambda c, n=number: bytes([(n * 7 + c) % 255 + 1]) * 65536)  # fmt: skip
+        name = path.name
+    image = tmp_path / "active.qcow2"
+    write_image(image, virtual_size=SIZE, backing_file=name, backing_format="qcow2")
+    raw = reference(image, tmp_path / "raw")
+
+    index = lift_index(image, host_qemu)
+    assert index.copied_bytes == 0
+    assert same(image, raw)
+    few = lift_index(image, host_qemu, copy_budget_bytes=(LENGTH - 40) * 4 * 65536)
+    assert few.extents < 64 < index.extents
+    assert same(image, raw)
+
+    def write(path, at):
+        assert (
+            tool(host_qemu, "io", "-f", "qcow2", "-c", f"write -q -P {rng.randrange(1, 255)} {at} 100k", path)[0] == 0
+        )
+
+    write(image, 1 << 20)
+    over = tmp_path / "over.qcow2"
+    tool(host_qemu, "img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", image.name, over)
+    write(over, 5 << 20)
+    reference(over, raw)
+    again = lift_index(over, host_qemu)
+    assert same(over, raw)
+    with open_chain(over) as chain:
+        assert chain.length == 1
+    assert verify_lift(over, content=True)[1] == []
+    assert again.original.name == image.name
+
+    squash, _ = lift_squash(over, host_qemu)
+    assert squash.kind == "squash"
+    assert same(over, raw)
+    restore_lift(over, host_qemu, clean=True)
+    assert same(over, raw)
+    restore_lift(image, host_qemu, clean=True)
+    with open_chain(over) as chain:
+        assert chain.length == LENGTH + 1
+    assert same(over, raw)
+    done = subprocess.run(["qemu-img", "check", "-q", str(over)], capture_output=True)
+    assert done.returncode == 0

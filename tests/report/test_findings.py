@@ -94,7 +94,6 @@ def test_a_guest_that_is_the_bottleneck_is_recognised_from_its_run(make):
         ([host_read(1, w, repeat=i) for i, w in enumerate((1.0, 1.0, 1.5))], "spread by more than 10 %"),
         ([host_read(1, 1.0)], "1 cell has fewer than 3 samples"),
         ([host_read(1, 1.0, load_1m=9.5)], "in 1 of 1 samples the load average was over its 2 CPUs (up to 9.5)"),
-        ([host_read(1, 1.0, outcome="timed out", metrics={})], "host 4k-strided-d1 (timed out)"),
     ],
 )
 def test_what_a_reader_must_know_is_said(make, samples, warning):
@@ -119,3 +118,15 @@ def test_several_qemus_are_compared_at_the_longest_chain_that_all_of_them_read(m
         == "The CPU time of a 4 KiB read through 300 layers against 1: QEMU 10.0.2 300 times, QEMU 7.2.22 300 times."
     )
     assert headline(loaded) == "A 4 KiB read through 1,000 layers takes 1000 times as long as through 1.", "its own"
+
+
+def test_a_failure_that_is_not_qemus_is_not_said_to_be_one(make):
+    failed = host_read(1, 0, lift="squash", outcome="failed", detail="a chain of length 1 needs no squash", metrics={})
+    assert failure_sentences(results(make(failed))) == [
+        "Measuring behind the squash failed, at length 1 (host 4k-strided-d1): a chain of length 1 needs no squash."
+    ]
+
+
+def test_where_only_limits_were_measured_they_are_the_headline(make):
+    limit = host_read(2000, 0, test="limits", variant="read", metrics={"longest": 866.0})
+    assert headline(results(make(limit))) == "QEMU 7.2.22 reads chains of up to 866 layers."

@@ -111,7 +111,23 @@ def headline(results: Results) -> str:
             verb = "is" if measure.unit in ("bytes", "iops") else "takes"
             subject = measure.subject[0].upper() + measure.subject[1:]
             return f"{subject} through {layers(length)} {verb} {measure.format(median)}."
-    return "Nothing that was measured ended well."
+    return limits_sentence(results) or "Nothing that was measured ended well."
+
+
+def limits_sentence(results: Results) -> str | None:
+    """Return the longest chain that each QEMU reads."""
+    longest = {
+        results.qemu_name(series): sample.metrics["longest"]
+        for series, sample in results.samples("limits")
+        if sample.variant == "read" and "longest" in sample.metrics
+    }
+    if not longest:
+        return None
+    if len(longest) == 1:
+        (qemu,) = longest
+        return f"{qemu} reads chains of up to {longest[qemu]:,.0f} layers."
+    each = ", ".join(f"{count:,.0f} on {qemu}" for qemu, count in longest.items())
+    return f"The longest chains that can be read: {each}."
 
 
 def memory_sentence(results: Results) -> str | None:
@@ -221,12 +237,21 @@ def failure_sentences(results: Results) -> list[str]:
     """Return a sentence for each kind of failure: ``QEMU 11.1 crashed, signal 11 (SIGSEGV), at length 1,000 (...)``."""
     lengths: dict[tuple[str, str, str], set[int]] = {}
     for series, sample in results.failures():
+        what = describe_failure(sample)
+        lifted = "" if series.is_plain else f" behind the {series.lift}"
+        # QEMU crashes; that something failed may have any reason, which the detail gives.
+        reason = f": {_shortened(sample.detail)}" if sample.outcome == "failed" and sample.detail else ""
+        subject = "Measuring" if sample.outcome == "failed" else results.qemu_name(series)
         test = f"{sample.test} {sample.variant}".strip()
-        lengths.setdefault((results.qemu_name(series), describe_failure(sample), test), set()).add(sample.length)
+        lengths.setdefault((f"{subject}{lifted} {what}", test, reason), set()).add(sample.length)
     tests: dict[tuple[str, str, str], list[str]] = {}
-    for (qemu, what, test), found in lengths.items():
-        tests.setdefault((qemu, what, ", ".join(f"{n:,}" for n in sorted(found))), []).append(test)
-    return [f"{qemu} {what}, at length {where} ({', '.join(names)})." for (qemu, what, where), names in tests.items()]
+    for (what, test, reason), found in lengths.items():
+        tests.setdefault((what, ", ".join(f"{n:,}" for n in sorted(found)), reason), []).append(test)
+    return [f"{what}, at length {n} ({', '.join(names)}){why}." for (what, n, why), names in tests.items()]
+
+
+def _shortened(text: str, most: int = 160) -> str:
+    return text.rstrip(".") if len(text) <= most else text[:most] + " ..."
 
 
 def comparison_sentence(results: Results) -> str | None:

@@ -76,7 +76,7 @@ def _built(run: Run) -> str:
         f"The chain: {chain.length:,} layers over a disk of {format_bytes(chain.virtual_size_bytes)} with clusters of "
         f"{format_bytes(chain.cluster_size_bytes)}; it {how}"
     )
-    if chain.interval_s:
+    if chain.interval_s and chain.built == "live":
         text += f", one every {format_seconds(chain.interval_s)}"
         if chain.pace != 1:
             text += f" sped up {chain.pace:g} times (interval and write rate alike, so that a snapshot holds as much)"

@@ -143,7 +143,8 @@ def _tiles(results: Results) -> list[Tile]:
     tiles = []
     for measure in (HOST[0], RANDOM, READ, STREAM, STREAM_HOST):
         effect = effect_of(results, series, measure)
-        if effect is not None:
+        # More random reads through a longer chain are noise, and no headline.
+        if effect is not None and (effect.ratio >= 1 or not measure.larger_is_better):
             tiles.append(
                 Tile(
                     _TILES[measure.test],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from typing import TYPE_CHECKING
 
-from chainlift.report.findings import describe_failure, percent
+from chainlift.report.findings import percent
 
 if TYPE_CHECKING:
     from chainlift.report.data import Results, Run
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 #: A spread from here on, as a share of the median, is worth a word.
 NOISY = 0.10
 FEW = 3
+#: Tests in which a guest takes part; a stream without one has the variant ``host``.
+_IN_GUEST = ("read", "random", "stream", "memory", "live")
 
 
 def warnings(results: Results) -> list[str]:
@@ -33,10 +35,6 @@ def _missing(results: Results) -> list[str]:
                 f"{where}planned and not in these results: {', '.join(missing)}. The study was stopped, or is still "
                 "running; run it again with the same --out and it goes on where it was."
             )
-    failed = [sample for _, sample in results.failures() if sample.outcome != "crashed"]
-    if failed:
-        kinds = sorted({f"{s.test} {s.variant}".strip() + f" ({describe_failure(s)})" for s in failed})
-        found.append(f"Some samples are no measurement: {', '.join(kinds)}.")
     return found
 
 
@@ -84,8 +82,9 @@ def _limits(results: Results) -> list[str]:
         found += [where + limit + ("" if limit.endswith(".") else ".")
                   for limit in run.environment.limits if limit]  # fmt: skip
         emulated = [q for q in run.environment.qemus if q.accelerator == "tcg"]
-        if emulated and not any("KVM" in limit for limit in run.environment.limits):
-            why = emulated[0].accelerator_reason
+        guest = any(s.test in _IN_GUEST and s.variant != "host" for s in run.samples)
+        if emulated and guest and not any("KVM" in limit for limit in run.environment.limits):
+            why = emulated[0].accelerator_reason.rstrip(". ")
             found.append(
                 f"{where}the guest was emulated (TCG), not run under KVM{': ' + why if why else ''}. Its own reads are "
                 "bound by the emulated CPU."

@@ -40,7 +40,7 @@ def draw_lifts(results: Results) -> Picture | None:
     panels = [(m, bars) for m in measures if (bars := _bars(results, family, m))]
     if not panels:
         return None
-    columns = len(panels) if len(panels) < 5 else 3
+    columns = 2 if len(panels) == 4 else min(3, len(panels))
     with look():
         figure, axes = new_figure(FULL, 3.4 * -(-len(panels) // columns), -(-len(panels) // columns), columns)
         for panel, (measure, bars) in zip(axes, panels, strict=False):
@@ -73,7 +73,7 @@ def _draw(axes: Axes, measure: Measure, bars: list[Bar]) -> None:
 
 
 def _title(measure: Measure) -> str:
-    return f"Host, {measure.title}" if measure.test == "host" else measure.title
+    return f"Host, {measure.title.removesuffix(', depth 1')}" if measure.key == "request_s" else measure.title
 
 
 def _bars(results: Results, family: list[Series], measure: Measure) -> list[Bar]:
@@ -89,12 +89,12 @@ def _bars(results: Results, family: list[Series], measure: Measure) -> list[Bar]
         shortest = min(cells)
         base = cells[shortest].median
         unit = "layer" if shortest == 1 else "layers"
-        bars.append(Bar(f"{shortest:,} {unit}", cells[shortest].values, base, SKY))
+        bars.append(Bar(f"{shortest:,}\n{unit}", cells[shortest].values, base, SKY))
     for series in family:
         cell = results.cells(series, measure).get(longest)
         if cell is None:
             continue
-        label = f"{longest:,} layers" if series.is_plain else f"{series.lift}\nof {longest:,}"
+        label = f"{longest:,}\nlayers" if series.is_plain else f"{series.lift}\nof {longest:,}"
         median = cell.median if cell.values else None
         bars.append(
             Bar(

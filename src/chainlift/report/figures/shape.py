@@ -32,14 +32,14 @@ def draw_shape(results: Results) -> Picture | None:
         axes.hist(sizes, bins=min(40, max(8, len(sizes) // 6)), range=(0, right), color=PLAIN, linewidth=0)
         top = axes.get_ylim()[1]
         axes.set_ylim(0, top * 1.32)
-        near = theirs < mean
         axes.axvline(mean, ymax=0.80, color=INK, linewidth=1.4)
-        axes.annotate(f"mean {format_bytes(mean)}", (mean, top * 1.06), (4 if near else -4, 0),
-                      textcoords="offset points", ha="left" if near else "right", va="bottom",
-                      fontsize=9.5)  # fmt: skip
         axes.axvline(theirs, ymax=0.80, color=PUBLISHED, linewidth=1.4, linestyle=(0, (4, 3)))
-        axes.annotate("published 4.9 MB", (theirs, top * 1.06), (4 if not near else -4, 0), textcoords="offset points",
-                      ha="right" if near else "left", va="bottom", fontsize=9.5, color=MUTED)  # fmt: skip
+        # The names stand outside of the two lines, or between them where these are far apart.
+        apart = abs(theirs - mean) > 0.45 * right
+        for value, name, colour in ((mean, f"mean {format_bytes(mean)}", INK), (theirs, "published 4.9 MB", MUTED)):
+            on_left = (value == min(mean, theirs)) != apart
+            axes.annotate(name, (value, top * 1.06), (-4 if on_left else 4, 0), textcoords="offset points",
+                          ha="right" if on_left else "left", va="bottom", fontsize=9.5, color=colour)  # fmt: skip
         axes.set_xlim(0, right)
         axes.set_xticks(byte_ticks(right, 5))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: tidy(format_bytes(v)) if v else "0"))

@@ -84,6 +84,7 @@ def test_what_does_not_hold_is_named_with_what_is_allowed(change, to, said):
     with pytest.raises(PlanError) as caught:
         parse_plan(SMALL.replace(change, to, 1), path="my.toml")
     assert str(caught.value).startswith("my.toml: ")
+    assert "{" not in str(caught.value)
     assert said in str(caught.value)
     assert caught.value.exit_status == 2
 

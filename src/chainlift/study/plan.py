@@ -304,8 +304,8 @@ def _explain(error: ValidationError) -> str:
     if first["type"] == "missing":
         return f"{key}: this key is needed"
     said = str(first["msg"]).removeprefix("Value error, ").replace("Input should be ", "should be ")
-    if not key:
-        return said
+    if not key or isinstance(first["input"], dict):
+        return said if not key or ":" in said else f"{key}: {said}"
     shown = json.dumps(first["input"], default=str)
     return f"{key}: {said}" + (f", not {shown}" if len(shown) <= 60 else "")
 

@@ -23,6 +23,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "squash": ("chainlift.cli.squash:command", "Make one layer of the middle of a chain."),
     "flatten": ("chainlift.cli.flatten:command", "Write a whole chain as one image."),
     "restore": ("chainlift.cli.restore:command", "Undo a lift."),
+    "stream": ("chainlift.cli.stream:command", "QEMU's block-stream, made fast by an index."),
+    "watch": ("chainlift.cli.watch:command", "Keep the chains of running VMs short."),
     "verify": ("chainlift.cli.verify:command", "Is a lift still true?"),
     "profile": ("chainlift.cli.profile:command", "Where QEMU's time goes on an image, as flame graphs."),
     "inspect": ("chainlift.cli.inspect:command", "Who backs whom, what is dead weight, how far reads fall."),

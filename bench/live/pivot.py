@@ -1,0 +1,194 @@
+"""Measures a pivot under load: how long it takes, how long a client waits, what is gained. One run, ratios count.
+
+    bench/live/pivot.py [--qemu host] [--length 300] [--repeats 3] [--stream] [--directory DIR]
+
+Prints a JSON line a repeat, and a table at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import struct
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+
+from chainlift.lift.lifting import prepare_index
+from chainlift.lift.live.lifts import lift_live, restore_live
+from chainlift.lift.live.session import open_session
+from chainlift.lift.live.stream import stream_live
+from chainlift.qcow2.writer import write_image
+from chainlift.qemu.binary import find_qemu
+from chainlift.qemu.monitor import Monitor
+from chainlift.qemu.nbd import NbdClient
+from chainlift.qemu.process import QemuProcess
+
+CLUSTER = 65536
+
+
+class Reader(threading.Thread):
+    """A client that reads 4 KiB at random, one at a time, and notes how long each took."""
+
+    def __init__(self, socket: Path) -> None:
+        super().__init__(daemon=True)
+        self.client = NbdClient(socket, "disk")
+        self.stop = False
+        self.times: list[tuple[float, float]] = []
+
+    def run(self) -> None:
+        rng = np.random.default_rng(1)
+        while not self.stop:
+            began = time.monotonic()
+            self.client.read(int(rng.integers(self.client.size_bytes // 4096)) * 4096, 4096)
+            self.times.append((began, time.monotonic() - began))
+
+    def between(self, first: float, last: float) -> list[float]:
+        return [took for began, took in self.times if first <= began + took and began <= last]
+
+
+def build(directory: Path, length: int, size: int, per_layer: int) -> Path:
+    rng = np.random.default_rng(length)
+    below = None
+    for layer in range(length + 1):
+        path = directory / f"layer{layer:04}.qcow2"
+        count = size // CLUSTER // 4 if layer == 0 else 0 if layer == length else per_layer
+        write_image(
+            path, virtual_size=size, backing_file=below, backing_format="qcow2" if below else None,
+            clusters=np.sort(rng.choice(size // CLUSTER, count, replace=False)),
+            data=lambda cluster, layer=layer: struct.pack("<QQ", layer, cluster) * (CLUSTER // 16),
+        )  # fmt: skip
+        below = path.name
+    return path
+
+
+def resident_bytes(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def cpu_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+class Bench:
+    def __init__(self, arguments: argparse.Namespace, directory: Path) -> None:
+        self.qemu = find_qemu(arguments.qemu, need=("storage-daemon", "img"))
+        self.directory = directory
+        self.image = build(directory, arguments.length, arguments.size << 20, arguments.per_layer)
+        self.qmp, self.own, self.nbd = (directory / name for name in ("qmp", "own", "nbd"))
+
+    def daemon(self) -> QemuProcess:
+        disk = {"driver": "qcow2", "node-name": "disk0", "file": {"driver": "file", "filename": str(self.image)}}
+        argv = self.qemu.command(
+            "storage-daemon",
+            *("--chardev", f"socket,id=q,path={self.qmp},server=on,wait=off", "--monitor", "chardev=q"),
+            *("--blockdev", json.dumps(disk), "--nbd-server", f"addr.type=unix,addr.path={self.nbd},max-connections=0"),
+            *("--export", "type=nbd,id=exp0,node-name=disk0,name=disk,writable=on"),
+        )
+        process = QemuProcess(argv, environment=self.qemu.environment)
+        Monitor.connect(self.qmp, process).close()
+        return process
+
+    def pivot(self, copy_budget: int) -> dict[str, float]:
+        with self.daemon() as process:
+            reader = Reader(self.nbd)
+            reader.start()
+            pid = process.pid
+            before = self.rate(reader, pid)
+            # What a client waits for on this machine while nothing happens: subtract it in mind.
+            quiet = max(reader.between(time.monotonic() - 2, time.monotonic()))
+            result: dict[str, float] = {
+                "quiet_stall_s": quiet,
+                "reads_per_cpu_s_before": before,
+                "rss_before_bytes": resident_bytes(pid),
+            }
+            began = time.monotonic()
+            with open_session(self.qmp) as session:
+                lifted = lift_live(session, prepare_index(session.image, copy_budget_bytes=copy_budget), qemu=None)
+            ended = time.monotonic()
+            waits = reader.between(began, ended)
+            result |= {
+                "extents": lifted.manifest.extents,
+                "index_verb_s": ended - began,
+                "index_commands_s": lifted.timings.total_s(),
+                "index_reopen_s": lifted.timings.longest_s("blockdev-reopen"),
+                "index_add_s": lifted.timings.longest_s("blockdev-add"),
+                "index_stall_s": max(waits),
+            }
+            result |= {"reads_per_cpu_s_after": self.rate(reader, pid), "rss_after_bytes": resident_bytes(pid)}
+            began = time.monotonic()
+            with open_session(self.qmp) as session:
+                back = restore_live(session, clean=True)
+            result |= {
+                "restore_commands_s": back.timings.total_s(),
+                "restore_stall_s": max(reader.between(began, time.monotonic())),
+            }
+            reader.stop = True
+            reader.join()
+        return result
+
+    def rate(self, reader: Reader, pid: int) -> float:
+        """Reads in a second of QEMU's CPU time: steadier than the wall's on a machine that others use."""
+        time.sleep(0.5)
+        count, cpu = len(reader.times), cpu_s(pid)
+        time.sleep(2)
+        return (len(reader.times) - count) / max(cpu_s(pid) - cpu, 0.01)
+
+    def stream(self) -> dict[str, float]:
+        result = {}
+        for way in ("plain", "through an index"):
+            copy = self.directory / "copy.qcow2"
+            shutil.copy(self.image, copy)
+            image, self.image = self.image, copy
+            with self.daemon() as process, Monitor.connect(self.qmp, process) as monitor:
+                cpu, began = cpu_s(process.pid), time.monotonic()
+                if way == "plain":
+                    monitor.execute("block-stream", {"job-id": "job0", "device": "disk0"})
+                    monitor.wait_event("BLOCK_JOB_COMPLETED", timeout_s=3600)
+                else:
+                    monitor.close()
+                    with open_session(self.qmp) as session:
+                        stream_live(session, qemu=None)
+                result[f"stream {way}, wall_s"] = time.monotonic() - began
+                result[f"stream {way}, cpu_s"] = cpu_s(process.pid) - cpu
+            self.image = image
+            copy.unlink()
+        return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--qemu", default="host")
+    parser.add_argument("--length", type=int, default=300)
+    parser.add_argument("--size", type=int, default=2048, help="of the disk, in MiB")
+    parser.add_argument("--per-layer", type=int, default=12, help="clusters of 64 KiB")
+    parser.add_argument("--copy-budget", type=int, default=0, help="in MiB")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--stream", action="store_true")
+    parser.add_argument("--directory", type=Path)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=arguments.directory) as place:
+        bench = Bench(arguments, Path(place))
+        runs = []
+        for _ in range(arguments.repeats):
+            runs.append(bench.pivot(arguments.copy_budget << 20))
+            sys.stdout.write(json.dumps(runs[-1]) + "\n")
+            sys.stdout.flush()
+        if arguments.stream:
+            sys.stdout.write(json.dumps(bench.stream()) + "\n")
+    sys.stdout.write(f"\n{bench.qemu.version_text}, length {arguments.length}: median (most)\n")
+    for name in runs[0]:
+        values = [run[name] for run in runs]
+        sys.stdout.write(f"  {name:<26} {statistics.median(values):14.3f} ({max(values):.3f})\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""``chainlift watch``: keep the chains of running VMs short."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from chainlift.cli.sizes import SIZE
+
+
+@click.command()
+@click.option(
+    "--qmp", "sockets", type=click.Path(path_type=Path), multiple=True, metavar="SOCKET", help="A VM's socket."
+)
+@click.option(
+    "--dir", "directory", type=click.Path(path_type=Path), metavar="DIR", help="All sockets in DIR, as they come."
+)
+@click.option(
+    "--max-length", type=click.IntRange(min=1), default=32, show_default=True, help="Index above this length."
+)
+@click.option(
+    "--interval", type=click.FloatRange(min=1), default=60, show_default=True, metavar="S", help="Between rounds."
+)
+@click.option("--copy-budget", type=SIZE, default=0, metavar="SIZE", help="As of chainlift index.")
+@click.option("--status", type=click.Path(path_type=Path), metavar="FILE", help="Write a JSON status there.")
+@click.option("--metrics", type=click.Path(path_type=Path), metavar="FILE", help="Write Prometheus text there.")
+@click.option("--once", is_flag=True, help="One round; exit status 1 if something went wrong.")
+def command(
+    sockets: tuple[Path, ...],
+    directory: Path | None,
+    max_length: int,
+    interval: float,
+    copy_budget: int,
+    status: Path | None,
+    metrics: Path | None,
+    once: bool,
+) -> None:
+    """Index the disks of running VMs whenever their chains have grown longer than --max-length.
+
+    A socket is only held while it is asked, so a backup tool may use the same one in between.
+    """
+    import json
+    import time
+
+    from chainlift.errors import AnswerIsNo
+    from chainlift.lift.live.lifts import be_gentle
+    from chainlift.lift.live.watch import WatchStatus, as_json, as_prometheus, sockets_in, watch_round
+
+    if not sockets and directory is None:
+        raise click.UsageError("Missing option '--qmp' or '--dir'")
+    be_gentle()
+    seen = WatchStatus()
+    while True:
+        there = [*sockets, *(sockets_in(directory) if directory is not None else ())]
+        watch_round(seen, there, max_length=max_length, copy_budget_bytes=copy_budget)
+        if status is not None:
+            _replace(status, json.dumps(as_json(seen), indent=1) + "\n")
+        if metrics is not None:
+            _replace(metrics, as_prometheus(seen))
+        troubles = [*seen.silent.items(), *((disk.image, disk.error) for disk in seen.disks.values() if disk.error)]
+        for where, trouble in troubles:
+            click.echo(f"chainlift: warning: {where}: {trouble}", err=True)
+        if once:
+            if status is None:
+                click.echo(json.dumps(as_json(seen), indent=1))
+            if troubles:
+                raise AnswerIsNo(f"{len(troubles)} of the disks and sockets could not be served")
+            return
+        time.sleep(interval)
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".new")
+    temporary.write_text(text)
+    temporary.replace(path)

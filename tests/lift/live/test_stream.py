@@ -1,0 +1,47 @@
+import pytest
+
+from chainlift.errors import QemuError
+from chainlift.lift.live.session import open_session, read_pointer
+from chainlift.lift.live.stream import stream_live
+from chainlift.qemu.binary import find_qemu
+
+pytestmark = pytest.mark.integration
+
+
+def everything(chain) -> bytes:
+    return b"".join(chain.block(number) for number in range(chain.virtual_size // 4096))
+
+
+def read_all(client) -> bytes:
+    return b"".join(client.read(offset, 1 << 20) for offset in range(0, client.size_bytes, 1 << 20))
+
+
+def test_a_streamed_disk_stands_alone_and_nothing_of_the_index_is_left(make_chain, start_daemon):
+    chain = make_chain(12)
+    daemon = start_daemon(chain.active)
+    with open_session(daemon.qmp) as session:
+        result = stream_live(session, qemu=find_qemu(need=("storage-daemon",)))
+    assert result.bytes == chain.virtual_size
+    assert read_pointer(chain.active) is None
+    assert len(daemon.nodes()) == 2
+    assert not (chain.directory / "active.qcow2.lift").exists()
+    with daemon.client() as client:
+        assert read_all(client) == everything(chain)
+
+
+def test_a_job_that_is_cancelled_leaves_the_disk_on_its_chain(make_chain, start_daemon, same_bytes):
+    chain = make_chain(12)
+    daemon = start_daemon(chain.active)
+    pointer = read_pointer(chain.active)
+
+    def cancel(done, whole):
+        daemon.monitor.execute("block-job-cancel", device=daemon.monitor.execute("query-block-jobs")[0]["device"])
+
+    with open_session(daemon.qmp) as session, pytest.raises(QemuError, match="somebody cancelled it"):
+        stream_live(session, qemu=None, rate_bytes_per_s=1 << 16, progress=cancel)
+    assert read_pointer(chain.active) == pointer
+    assert len(daemon.nodes()) == 26
+    assert not (chain.directory / "active.qcow2.lift").exists()
+    same_bytes(chain.active, chain.files[-2])
+    with daemon.client() as client:
+        assert read_all(client) == everything(chain)

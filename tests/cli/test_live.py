@@ -51,6 +51,13 @@ def test_a_running_disk_is_indexed_and_restored_by_two_commands(running):
     done = chainlift("restore", "--qmp", socket, "--device", "exp0", "--clean")
     assert done.returncode == 0, done.stderr
     assert "stands on layer2.qcow2 again" in done.stdout
+    done = chainlift("plan", "--qmp", socket)
+    assert done.returncode == 0, done.stderr
+    assert "3 layers over the base" in " ".join(done.stdout.split())
+    done = chainlift("squash", "--qmp", socket, "--rate", "64M")
+    assert done.returncode == 0, done.stderr
+    assert "2 layers are one now" in done.stdout
+    assert chainlift("restore", "--qmp", socket, "--clean").returncode == 0
     done = chainlift("restore", "--qmp", socket)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f"chainlift: {image}: is not lifted; there is nothing to restore\n"

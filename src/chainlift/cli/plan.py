@@ -4,23 +4,36 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import click
 
+from chainlift.cli.live import live_options, need_image
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
 
 @click.command()
-@click.argument("image", type=click.Path())
+@click.argument("image", type=click.Path(), required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(image: str, as_json: bool) -> None:
+@live_options
+def command(image: str | None, as_json: bool, qmp: Path | None, device: str | None, node: str | None) -> None:
     """Say what index, squash and flatten would do to this very chain, and which one to take.
 
     Nothing is changed. Seconds are at a copy rate measured with 64 MiB in a file without a name beside IMAGE.
+    With --qmp, what speaks against a lift under the running VM is an error, as it would be for the lift.
     """
     from chainlift.cli.table import print_table
     from chainlift.lift.plan import plan_lift
     from chainlift.units import format_bytes, format_seconds
 
-    plan = plan_lift(image)
+    if qmp is not None:
+        from chainlift.cli.live import session
+
+        with session(qmp, device=device, node=node, image=image) as running:
+            image = str(running.image)
+    plan = plan_lift(need_image(image, None, None) if qmp else need_image(image, device, node))
     if as_json:
         click.echo(json.dumps(asdict(plan), indent=1))
         return

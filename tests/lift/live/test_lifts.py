@@ -4,7 +4,7 @@ import shutil
 import pytest
 
 from chainlift.errors import ImageError, InputError, OperationError
-from chainlift.lift.lifting import prepare_index
+from chainlift.lift.lifting import prepare_index, prepare_squash
 from chainlift.lift.live.lifts import lift_live, restore_live
 from chainlift.lift.live.session import open_session, read_pointer
 from chainlift.lift.source import find_source
@@ -67,6 +67,24 @@ def test_an_image_that_is_indexed_already_is_indexed_again(make_chain, start_dae
     assert files == ["index-2.table", "index-2.vmdk", "manifest.json"]
     with daemon.client() as client:
         assert read_all(client) == everything(chain)
+
+
+def test_a_running_disk_is_squashed_over_an_index_and_restored(make_chain, start_daemon, same_bytes, qemu):
+    chain = make_chain(15)
+    daemon = start_daemon(chain.active)
+    nodes, original = len(daemon.nodes()), read_pointer(chain.active)
+    index(daemon, chain, qemu)
+    with open_session(daemon.qmp) as session:
+        result = lift_live(session, prepare_squash(session.image), qemu=qemu)
+    assert result.manifest.kind == "squash"
+    assert len(daemon.nodes()) == 6  # the disk, the squash and the base
+    same_bytes(chain.active, chain.files[-2])
+    with daemon.client() as client:
+        assert read_all(client) == everything(chain)
+        with open_session(daemon.qmp) as session:
+            restore_live(session, clean=True)
+        assert read_all(client) == everything(chain)
+    assert (len(daemon.nodes()), read_pointer(chain.active)) == (nodes, original)
 
 
 def test_a_layer_that_was_replaced_on_disk_is_refused(make_chain, start_daemon, qemu):

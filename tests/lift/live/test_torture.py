@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from chainlift.errors import ChainliftError, InputError
-from chainlift.lift.lifting import prepare_index
+from chainlift.lift.lifting import prepare_index, prepare_squash
 from chainlift.lift.live.lifts import lift_live, restore_live
 from chainlift.lift.live.session import open_session
 from chainlift.qcow2.writer import write_image
@@ -109,6 +109,13 @@ class Torture:
         self.pivots += 1
         self.alive()
 
+    def squash(self) -> None:
+        with open_session(self.daemon.qmp) as session:
+            result = lift_live(session, prepare_squash(session.image), qemu=None)
+        assert result.left == []
+        self.pivots += 1
+        self.alive()
+
     def restore(self) -> None:
         with open_session(self.daemon.qmp) as session:
             result = restore_live(session, clean=True)
@@ -145,6 +152,8 @@ def torture(make_chain, start_daemon, same_bytes, *, qemu: str, length: int, piv
                 run.index(copy_budget_bytes=1 << 20)
             if run.pivots % 5 == 2:
                 run.index(copy_budget_bytes=4 << 20)
+            if run.pivots % 2:
+                run.squash()
             run.restore()
             sizes.append((daemon.open_files(), len(daemon.nodes()), daemon.resident_bytes(), run.snapshots))
         run.alive()

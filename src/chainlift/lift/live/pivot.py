@@ -259,8 +259,21 @@ class Pivot:
         for node in graph.layer_nodes(top):
             if _only_held_by(graph, node, gone):
                 if graph.nodes[node].is_named:
-                    self._delete(node)
+                    self._delete_named(node)
                 gone.add(node)
+
+    def _delete_named(self, node: str) -> None:
+        """Delete a node that has a name, unless it went with its parent, in whose options it was named.
+
+        QMP does not tell which nodes are the monitor's own, so it is tried.
+        """
+        try:
+            self._delete(node)
+        except QemuCrashed:
+            raise
+        except QemuError:
+            if node in self._read_graph().nodes:
+                raise
 
     def _undo(self, pointer: str | None, cause: BaseException | None) -> None:
         active = self._active

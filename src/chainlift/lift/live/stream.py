@@ -18,6 +18,7 @@ from chainlift.lift.live.pivot import Timings
 from chainlift.lift.live.target import backing_target
 from chainlift.lift.restore import refuse_if_used
 from chainlift.lift.source import find_source
+from chainlift.lift.users import remove_unused
 from chainlift.lift.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def stream_live(
         done, job_s = _stream(session, rate_bytes_per_s, progress)
         _tidy(session)
         with Workspace(session.image).hold() as workspace:
-            workspace.remove_all_but(())
+            remove_unused(workspace, source.manifest, keep=[])
         return StreamResult(done, job_s, time.monotonic() - began, Timings())
     with prepare_index(session.image) as prepared:
         pivot = session.pivot()
@@ -89,7 +90,7 @@ def stream_live(
             _tidy(session)
         finally:
             # The header never named the index: whatever happened, its files are of no use to the next open.
-            prepared.workspace.remove_all_but(())
+            prepared.discard()
         return StreamResult(done, job_s, time.monotonic() - began, pivot.timings)
 
 

@@ -18,6 +18,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
@@ -78,6 +79,37 @@ def cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+class CommandCpu:
+    """What each command that changes the graph keeps QEMU's main thread busy for: its stall on an idle machine."""
+
+    def __init__(self, pid: int) -> None:
+        self.schedstat = Path(f"/proc/{pid}/task/{pid}/schedstat")
+        self.longest_s: dict[str, float] = {}
+        self.plain = Monitor.execute
+
+    def __enter__(self) -> Self:
+        def execute(monitor: Monitor, command: str, arguments: object = None, **more: object) -> object:
+            before = self.on_cpu_s()
+            try:
+                return self.plain(monitor, command, arguments, **more)
+            finally:
+                took = self.on_cpu_s() - before
+                self.longest_s[command] = max(took, self.longest_s.get(command, 0.0))
+
+        Monitor.execute = execute
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        Monitor.execute = self.plain
+
+    def on_cpu_s(self) -> float:
+        return int(self.schedstat.read_text().split()[0]) / 1e9
+
+    def figures(self, verb: str) -> dict[str, float]:
+        chosen = ("blockdev-add", "blockdev-reopen", "blockdev-del")
+        return {f"{verb}_{name}_cpu_s": self.longest_s.get(name, 0.0) for name in chosen}
+
+
 class Bench:
     def __init__(self, arguments: argparse.Namespace, directory: Path) -> None:
         self.qemu = find_qemu(arguments.qemu, need=("storage-daemon", "img"))
@@ -111,7 +143,7 @@ class Bench:
                 "rss_before_bytes": resident_bytes(pid),
             }
             began = time.monotonic()
-            with open_session(self.qmp) as session:
+            with CommandCpu(pid) as cost, open_session(self.qmp) as session:
                 lifted = lift_live(session, prepare_index(session.image, copy_budget_bytes=copy_budget), qemu=None)
             ended = time.monotonic()
             waits = reader.between(began, ended)
@@ -122,14 +154,16 @@ class Bench:
                 "index_reopen_s": lifted.timings.longest_s("blockdev-reopen"),
                 "index_add_s": lifted.timings.longest_s("blockdev-add"),
                 "index_stall_s": max(waits),
+                **cost.figures("index"),
             }
             result |= {"reads_per_cpu_s_after": self.rate(reader, pid), "rss_after_bytes": resident_bytes(pid)}
             began = time.monotonic()
-            with open_session(self.qmp) as session:
+            with CommandCpu(pid) as cost, open_session(self.qmp) as session:
                 back = restore_live(session, clean=True)
             result |= {
                 "restore_commands_s": back.timings.total_s(),
                 "restore_stall_s": max(reader.between(began, time.monotonic())),
+                **cost.figures("restore"),
             }
             reader.stop = True
             reader.join()
@@ -187,7 +221,7 @@ def main() -> None:
     sys.stdout.write(f"\n{bench.qemu.version_text}, length {arguments.length}: median (most)\n")
     for name in runs[0]:
         values = [run[name] for run in runs]
-        sys.stdout.write(f"  {name:<26} {statistics.median(values):14.3f} ({max(values):.3f})\n")
+        sys.stdout.write(f"  {name:<30} {statistics.median(values):14.3f} ({max(values):.3f})\n")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,92 @@
+"""Each lift of the random chains of tests/chain/test_parity.py reads as stock QEMU reads the chain."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+from tests.chain.test_parity import ChainMachine
+
+from chainlift.chain import open_chain
+from chainlift.errors import ImageError
+from chainlift.lift.flatten import flatten_chain
+from chainlift.lift.lifting import lift_index, lift_squash
+from chainlift.lift.restore import restore_lift
+from chainlift.lift.verify import verify_lift
+from chainlift.qcow2.writer import write_image
+from chainlift.qemu.binary import find_qemu
+
+pytestmark = pytest.mark.integration
+
+
+class LiftMachine(ChainMachine):
+    """Lifts the chain that was built, in every way."""
+
+    def compare(self):
+        name, backing_format = self.top
+        # Data files are named relative to the working directory.
+        before = Path.cwd()
+        os.chdir(self.directory)
+        try:
+            with open_chain(name, format=backing_format) as chain:
+                size = -(-chain.virtual_size // 512) * 512
+            write_image("active.qcow2", virtual_size=size, backing_file=name, backing_format=backing_format)
+            self.lift(Path("active.qcow2").absolute())
+        finally:
+            os.chdir(before)
+
+    def lift(self, image):
+        qemu = find_qemu("host", need=["img"])
+        self.run_tool("qemu-img", "convert", "-f", "qcow2", "-O", "raw", image, "whole.raw", check=True)
+        layers = {path: path.read_bytes() for path in self.directory.iterdir() if path.is_file() and path != image}
+        for budget in (0, 1 << 18):
+            manifest = lift_index(image, qemu, copy_budget_bytes=budget)
+            self.check(image, manifest.lifted.name)
+        restore_lift(image, qemu, clean=True)
+        try:
+            manifest, _ = lift_squash(image, qemu)
+        except ImageError as error:
+            assert "nothing between" in str(error)
+        else:
+            self.check(image, manifest.files[0].path)
+            restore_lift(image, qemu, clean=True)
+        for out, how in (("flat.qcow2", {}), ("flat.raw", {"file_format": "raw"}), ("small", {"compress": "zstd"})):
+            flatten_chain(image, Path(out), **how)
+            done = self.run_tool("qemu-img", "compare", "-f", "raw", "whole.raw", out)
+            assert done.returncode == 0, (done.stdout + done.stderr, self.log)
+        for path, data in layers.items():
+            assert path.read_bytes() == data, f"{path} changed: {self.log}"
+
+    def check(self, image, lifted):
+        done = self.run_tool("qemu-img", "compare", "-F", "raw", image, "whole.raw")
+        assert done.returncode == 0, (done.stdout + done.stderr, self.log)
+        done = self.run_tool("qemu-img", "check", lifted)
+        assert done.returncode == 0, (done.stdout + done.stderr, self.log)
+        assert verify_lift(image, content=True)[1] == [], self.log
+
+
+def run_machine(chains):
+    run_state_machine_as_test(
+        LiftMachine,
+        settings=settings(
+            max_examples=chains,
+            stateful_step_count=8,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+            database=None,
+            print_blob=True,
+            phases=[Phase.explicit, Phase.reuse, Phase.generate],
+        ),
+    )
+
+
+@pytest.mark.timeout(900)
+def test_a_few_random_chains_lifted_in_every_way():
+    run_machine(8)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(7200)
+def test_many_random_chains_lifted_in_every_way():
+    run_machine(400)

@@ -130,3 +130,14 @@ def test_a_failure_that_is_not_qemus_is_not_said_to_be_one(make):
 def test_where_only_limits_were_measured_they_are_the_headline(make):
     limit = host_read(2000, 0, test="limits", variant="read", metrics={"longest": 866.0})
     assert headline(results(make(limit))) == "QEMU 7.2.22 reads chains of up to 866 layers."
+
+
+def test_on_a_busy_machine_the_headline_is_of_cpu_time(make):
+    def read(length, wall_s, cpu_s, **more):
+        metrics = {"wall_s": wall_s, "cpu_user_s": cpu_s, "requests": 1000, "bytes": 4096000}
+        return host_read(length, 0, metrics=metrics, load_1m=12.0, **more)
+
+    loaded = results(make(read(1, 0.1, 0.01), read(300, 30.0, 0.43), read(300, 9.0, 0.0125, lift="index")))
+    assert headline(loaded) == "A 4 KiB read through 300 layers takes 43 times the CPU time of one through 1."
+    (sentence,) = lift_sentences(loaded)
+    assert sentence.endswith("takes 1.25 times the CPU time of one through 1, instead of 43 times.")

@@ -20,6 +20,7 @@ from chainlift.report.findings import (
     is_determined,
     lift_sentences,
     memory_sentence,
+    steady,
 )
 from chainlift.report.measures import (
     HOST,
@@ -142,12 +143,12 @@ def _tiles(results: Results) -> list[Tile]:
         return []
     tiles = []
     for measure in (HOST[0], RANDOM, READ, STREAM, STREAM_HOST):
-        effect = effect_of(results, series, measure)
+        effect = effect_of(results, series, steady(results, series, measure))
         # More random reads through a longer chain are noise, and no headline.
         if effect is not None and (effect.ratio >= 1 or not measure.larger_is_better):
             tiles.append(
                 Tile(
-                    _TILES[measure.test],
+                    _TILES[measure.test] + (", CPU" if effect.measure.key == "cpu_request_s" else ""),
                     format_ratio(effect.ratio) + (" fewer" if measure.larger_is_better else ""),
                     f"{measure.format(effect.before)} at {effect.shortest:,}, {measure.format(effect.after)} at "
                     f"{effect.longest:,}",

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from chainlift.qcow2.file import ImageFile
 
 
+#: Entries that exist as Python objects at a time: an object has ten times the size of its row in the arrays.
+_ENTRIES_AT_ONCE = 1 << 15
+
+
 class MapEntry(NamedTuple):
     """A piece of the disk that is all alike. Offsets and lengths are in bytes."""
 
@@ -51,16 +55,16 @@ def map_chain(chain: Chain) -> Iterator[MapEntry]:
     pieces = _Pieces(chain)
     pending: MapEntry | None = None
     for window in chain.resolve():
-        entries = pieces.entries(window.runs().split(chain.visible_sizes))
-        # Within a window all is merged already.
-        if pending is not None and _can_join(pending, entries[0]):
-            entries[0] = entries[0]._replace(
-                start=pending.start, length=pending.length + entries[0].length, offset=pending.offset
-            )
-        elif pending is not None:
-            yield pending
-        pending = entries.pop()
-        yield from entries
+        for entries in pieces.entries(window.runs().split(chain.visible_sizes)):
+            # Only the ends can be joined: within a window all is merged already.
+            if pending is not None and _can_join(pending, entries[0]):
+                entries[0] = entries[0]._replace(
+                    start=pending.start, length=pending.length + entries[0].length, offset=pending.offset
+                )
+            elif pending is not None:
+                yield pending
+            pending = entries.pop()
+            yield from entries
     if pending is not None:
         yield pending
 
@@ -142,13 +146,16 @@ class _Pieces:
         )
         self._files = [layer.data_file.path for layer in chain.layers]
 
-    def entries(self, runs: Runs) -> list[MapEntry]:
-        columns = _merge(self._with_holes(self._columns(runs)))
-        depths, offsets = columns.depth.tolist(), columns.offset.tolist()
-        files = self._files
+    def entries(self, runs: Runs) -> Iterator[list[MapEntry]]:
+        merged = _merge(self._with_holes(self._columns(runs)))
+        for first in range(0, len(merged.start), _ENTRIES_AT_ONCE):
+            yield self._as_entries(merged, slice(first, first + _ENTRIES_AT_ONCE))
+
+    def _as_entries(self, columns: _Columns, rows: slice) -> list[MapEntry]:
+        depths, offsets, files = columns.depth[rows].tolist(), columns.offset[rows].tolist(), self._files
         return list(map(MapEntry._make, zip(
-            columns.start.tolist(), columns.length.tolist(), depths, columns.present.tolist(), columns.zero.tolist(),
-            columns.data.tolist(), columns.compressed.tolist(),
+            columns.start[rows].tolist(), columns.length[rows].tolist(), depths, columns.present[rows].tolist(),
+            columns.zero[rows].tolist(), columns.data[rows].tolist(), columns.compressed[rows].tolist(),
             [None if offset < 0 else offset for offset in offsets],
             [None if offset < 0 else files[depth] for offset, depth in zip(offsets, depths, strict=True)],
             strict=True,

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 #: Bytes of L2 tables that are read and looked at in one go: they are still in the CPU's nearest caches when they are
 #: looked at, which makes more of a difference than the number of system calls.
 _CHUNK_BYTES = 128 << 10
-#: Entries that are decoded together.
-_BATCH_ENTRIES = 1 << 16
+#: Units that are decoded together.
+_BATCH_UNITS = 1 << 17
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,7 @@ class TableReader:
         size, per_table, entry_size = header.cluster_size, header.l2_entries, header.l2_entry_size
         first_wanted, last_wanted = begin // size, -(-end // size)
         per_chunk = _CHUNK_BYTES // entry_size
+        batch = _BATCH_UNITS // layout.SUBCLUSTERS_PER_CLUSTER if header.extended_l2 else _BATCH_UNITS
         descriptor = image.file.fileno()
         clusters: list[NDArray[np.int64]] = []
         words: list[NDArray[np.uint64]] = []
@@ -89,7 +90,7 @@ class TableReader:
                     words.append(content)
                     clusters.append(found + first)
                     collected += len(found)
-                    if collected >= _BATCH_ENTRIES:
+                    if collected >= batch:
                         yield _decode_batch(image, clusters, words)
                         clusters, words, collected = [], [], 0
                         descriptor = image.file.fileno()

@@ -1,4 +1,5 @@
 import random
+import resource
 import subprocess
 
 import pytest
@@ -64,3 +65,37 @@ def test_a_long_chain_through_its_whole_life(tmp_path, host_qemu, tool, same, re
     assert same(over, raw)
     done = subprocess.run(["qemu-img", "check", "-q", str(over)], capture_output=True)
     assert done.returncode == 0
+
+
+@pytest.mark.timeout(600)
+def test_more_layers_than_a_process_may_have_files(tmp_path, host_qemu, tool):
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    name = None
+    for number in range(1100):
+        path = tmp_path / f"{number}.qcow2"
+        write_image(
+            path,
+            virtual_size=1100 * 4096,
+            cluster_size=4096,
+            clusters=[number],
+            data=bytes([number % 255 + 1]) * 4096,
+            backing_file=name,
+            backing_format=name and "qcow2",
+        )
+        name = path.name
+    image = tmp_path / "active.qcow2"
+    write_image(image, virtual_size=1100 * 4096, backing_file=name, backing_format="qcow2")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, limit[1]))
+    try:
+        manifest = lift_index(image, host_qemu)
+        assert manifest.extents == 1101
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (1024, limit[1])
+        with open_chain(image) as chain:
+            assert chain.read(0, chain.virtual_size) == b"".join(bytes([n % 255 + 1]) * 4096 for n in range(1100))
+        few = lift_index(image, host_qemu, copy_budget_bytes=1060 * 4096)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+    assert few.extents == 41
+    status, said = tool(host_qemu, "io", "-r", "-f", "qcow2", "-c", "read -P 37 4325376 4096", image)
+    assert status == 0, said
+    assert "failed" not in said

@@ -94,7 +94,7 @@ class LayerLocks:
         self._files: list[_LockedFile] = []
         #: An open file descriptor for each, for reading, by its name.
         self.descriptors: dict[str, int] = {}
-        # A chain may have more layers than a process may have files; what we start later gets the old limit again.
+        # A chain may have more layers than a process may have files; the old limit comes back with the release.
         self._limit = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (self._limit[1], self._limit[1]))
         try:
@@ -103,8 +103,6 @@ class LayerLocks:
         except BaseException:
             self.release()
             raise
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, self._limit)
 
     def _add(self, name: str, path: Path) -> None:
         file = _open(path)
@@ -123,6 +121,7 @@ class LayerLocks:
         """Let go of every layer."""
         while self._files:
             self._files.pop().close()
+        resource.setrlimit(resource.RLIMIT_NOFILE, self._limit)
 
     def __enter__(self) -> Self:
         return self

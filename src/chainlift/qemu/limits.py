@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from chainlift.qemu.binary import Qemu
+    from chainlift.results.recursion import Frame
 
 #: Places of the disk that are read: at one of them at least a read falls through every layer.
 _PLACES = 16
@@ -139,21 +140,25 @@ def crash_place(qemu: Qemu, image: Path, virtual_size: int) -> str | None:
     )
     with tempfile.TemporaryDirectory(prefix="chainlift-") as folder:
         data = Path(folder) / "perf.data"
-        event = ["-e", "signal:signal_generate", "--filter", "sig==11 || sig==6 || sig==7", "-c", "1"]
-        record = ["perf", "record", *event, "--call-graph", "dwarf,65528", "-o", str(data), "--"]
-        try:
-            run_tool([*record, *argv], check=False, environment=qemu.environment)
-            stacks = name_samples(read_samples(data)).stacks
-        except ChainliftError:
-            return None
-    for stack in fold_recursion(stacks).counts:
-        frames = [
-            frame for frame in stack if not frame.label.endswith("_[k]") and not frame.label.startswith("[deeper")
-        ]
-        told = [f"{frame.label.removeprefix(chr(0x21BB)).strip()} x{frame.turns}" if frame.turns else frame.label
-                for frame in reversed(frames[-_FRAMES:])]  # fmt: skip
-        return " < ".join(told) or None
+        # Where the stack pointer has already left the stack there is nothing to copy; then the program counter must do.
+        for graph in ("dwarf,65528", "fp"):
+            event = ["-e", "signal:signal_generate", "--filter", "sig==11 || sig==6 || sig==7", "-c", "1"]
+            record = ["perf", "record", *event, "--call-graph", graph, "-o", str(data), "--"]
+            try:
+                run_tool([*record, *argv], check=False, environment=qemu.environment)
+                stacks = name_samples(read_samples(data)).stacks
+            except ChainliftError:
+                return None
+            for stack in fold_recursion(stacks).counts:
+                if told := _tell(stack):
+                    return told
     return None
+
+
+def _tell(stack: tuple[Frame, ...]) -> str:
+    frames = [f for f in stack if not f.label.endswith("_[k]") and not f.label.startswith(("[deeper", "[unknown"))]
+    innermost = reversed(frames[-_FRAMES:])
+    return " < ".join(f"{' > '.join(f.functions)} x{f.turns}" if f.turns else f.label for f in innermost)
 
 
 def describe_limit(limit: Limit, what: str) -> str:

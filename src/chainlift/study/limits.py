@@ -56,7 +56,7 @@ class LimitsProbe:
             place = None
             if failure and failure.signal:
                 metrics["signal"] = float(failure.signal)
-                # At the limit itself a few bytes of stack decide; a little further it dies for certain, in the same place.
+                # At the limit itself a few bytes of stack decide; a little further it dies for certain.
                 further = min(setup.length, failure.length + failure.length // 20)
                 place = crash_place(setup.qemu, setup.chain.layer(further), size)
             detail = describe_limit(replace(limit, place=place), what)

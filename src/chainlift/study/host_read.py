@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 _COMPLETED = re.compile(r"Run completed in ([0-9.]+) seconds")
 #: Requests of the run that decides how many are affordable.
 _PILOT_REQUESTS = 8
+#: CPU time that is less than this times the opening's cannot be told from the opening's own spread.
+_OPENING_NOISE = 1.0
 KIB, MIB = 1 << 10, 1 << 20
 
 
@@ -85,16 +87,19 @@ def host_read(qemu: Qemu, image: Path | str, pattern: Pattern, *, cache: str, ai
     finished = _bench(qemu, image, pattern, requests, cache, aio)
     if finished.returncode < 0:
         return _crashed(finished)
-    return HostRead({
+    metrics = {
         "wall_s": _run_s(finished),
-        "cpu_user_s": max(0.0, finished.cpu_user_s - opened.cpu_user_s),
-        "cpu_sys_s": max(0.0, finished.cpu_sys_s - opened.cpu_sys_s),
         "requests": requests,
         "bytes": requests * pattern.size,
         "peak_rss_bytes": finished.peak_rss_bytes,
         "open_s": max(0.0, opened.wall_s - _run_s(opened)),
         "open_peak_rss_bytes": opened.peak_rss_bytes,
-    })  # fmt: skip
+    }
+    opening_s = opened.cpu_user_s + opened.cpu_sys_s
+    if finished.cpu_user_s + finished.cpu_sys_s - opening_s > _OPENING_NOISE * opening_s:
+        metrics["cpu_user_s"] = max(0.0, finished.cpu_user_s - opened.cpu_user_s)
+        metrics["cpu_sys_s"] = max(0.0, finished.cpu_sys_s - opened.cpu_sys_s)
+    return HostRead(metrics)
 
 
 def _bench(qemu: Qemu, image: Path | str, pattern: Pattern, requests: int, cache: str, aio: str) -> Finished:

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,8 +24,8 @@ QEMU = Qemu(
 )
 
 
-def argv(**settings):
-    machine = VirtualMachine(QEMU, MachineConfig(**{"disks": [], **settings}))
+def argv(qemu=QEMU, **settings):
+    machine = VirtualMachine(qemu, MachineConfig(**{"disks": [], **settings}))
     words = machine.argv()
     machine.close()
     return words
@@ -46,9 +47,18 @@ def test_guest_ram_is_a_shared_memfd_of_the_size_asked_for():
 
 
 def test_a_kernel_speaks_to_the_console_and_a_panic_ends_qemu():
-    words = argv(kernel=Path("/k"), initrd=Path("/i"), append="quiet")
+    words = argv(kernel=Path("/k"), initrd=Path("/i"), append="quiet", accelerator="kvm")
     assert after(words, "-append") == ["console=ttyS0,115200 panic=-1 quiet"]
     assert "-no-reboot" in words
+
+
+def test_only_an_emulator_before_8_0_keeps_a_kernel_from_cmpxchg16b():
+    newer = replace(QEMU, version=(8, 0, 0))
+    told = {
+        name: "clearcpuid=cx16" in after(argv(qemu, kernel=Path("/k"), accelerator=accelerator), "-append")[0].split()
+        for name, qemu, accelerator in (("old", QEMU, "tcg"), ("kvm", QEMU, "kvm"), ("new", newer, "tcg"))
+    }
+    assert told == {"old": True, "kvm": False, "new": False}
 
 
 def test_an_iothread_serves_the_disks_only_where_asked_for():

@@ -2,7 +2,7 @@
 
 mmdebstrap makes it from packages, once, into the cache; ``debian_customize.sh`` then takes out what would write to the
 disk by itself. A disk is made of it by ``mke2fs -d``, so nothing is mounted on this host and an ordinary user can do
-it. Its kernel is booted directly, by an initrd of busybox and five modules.
+it. Its kernel is booted directly, by an initrd of busybox and the modules that it needs.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ _PACKAGES = (
     *("systemd", "systemd-sysv", "udev", "linux-image-cloud-amd64", "busybox-static"),
     *("fio", "qemu-guest-agent", "e2fsprogs"),
 )
-_MODULES = ("virtio_pci", "virtio_scsi", "sd_mod", "crc32c_generic", "ext4")
+# All that a study needs, and not only what finds the root: a chain that was built with an earlier kernel has that one's
+# modules on its disk.
+_MODULES = ("virtio_pci", "virtio_console", "virtio_rng", "virtio_scsi", "sd_mod", "crc32c_generic", "ext4")
 #: Where the workload's files are.
 _WORK = "/srv"
 

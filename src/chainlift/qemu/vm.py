@@ -139,6 +139,14 @@ class VirtualMachine:
             os.close(self._console)
             self._console = -1
 
+    def _workarounds(self) -> str:
+        """Return what a kernel must be told so that it lives on this QEMU."""
+        # TCG leaves wrong flags after a cmpxchg16b, which Debian 13's kernel 6.12 uses in every allocation: it panicked
+        # in three of four boots on 7.2, in none of two without. QEMU 8.0 translates that instruction in another way.
+        if self.config.accelerator == "tcg" and self.qemu.version < (8, 0, 0):
+            return "clearcpuid=cx16 "
+        return ""
+
     def argv(self) -> list[str]:
         """Return the command line."""
         config = self.config
@@ -178,7 +186,7 @@ class VirtualMachine:
             words += ["-bios", str(config.firmware)]
         if config.kernel is not None:
             words += ["-kernel", str(config.kernel)]
-            words += ["-append", f"console=ttyS0,115200 panic=-1 {config.append}".strip()]
+            words += ["-append", f"console=ttyS0,115200 panic=-1 {self._workarounds()}{config.append}".strip()]
             if config.initrd is not None:
                 words += ["-initrd", str(config.initrd)]
         if config.forward_ports:

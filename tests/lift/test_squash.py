@@ -1,3 +1,6 @@
+import shutil
+import subprocess
+
 import pytest
 from tests.lift.chains import make_chain
 from tests.lift.test_index import plain_chain
@@ -164,3 +167,32 @@ def test_a_plan_changes_nothing_and_says_what_would_be_copied(tmp_path, host_qem
     assert choices["squash"].copied_bytes == manifest.copied_bytes + manifest.cloned_bytes
     assert plan.recommended == "squash"
     assert plan_lift(image).length == 9  # of the chain as it was before the lift
+
+
+@pytest.fixture(params=["xfs", "btrfs"])
+def reflinks(tmp_path, request):
+    """A directory on a file system that shares blocks."""
+    disk, mount = tmp_path / "disk", tmp_path / "mount"
+    mount.mkdir()
+    with disk.open("wb") as stream:
+        stream.truncate(400 << 20)
+    for command in ([f"mkfs.{request.param}", "-q", disk], ["mount", "-o", "loop", disk, mount]):
+        if shutil.which(command[0]) is None or subprocess.run(command, capture_output=True).returncode:
+            pytest.skip(f"no {request.param} can be made and mounted here (needs root and a loop device)")
+    yield mount
+    subprocess.run(["umount", str(mount)], check=True)
+
+
+def test_nothing_is_copied_where_the_file_system_shares_blocks(reflinks, host_qemu, same):
+    image = plain_chain(reflinks / "c", length=6)
+    assert plan_lift(image).reflinks
+    for file_format in ("qcow2", "raw"):
+        out = reflinks / f"flat.{file_format}"
+        done = flatten_chain(image, out, file_format=file_format)
+        assert done.copied.copied_bytes == 0
+        assert done.copied.cloned_bytes > 2 << 20
+        assert same(image, out)
+    manifest, _ = lift_squash(image, host_qemu)
+    assert manifest.copied_bytes == 0
+    assert manifest.cloned_bytes > 0
+    assert same(image, reflinks / "flat.raw")

@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 
 #: Places of the disk that are read: at one of them at least a read falls through every layer.
 _PLACES = 16
-#: Reads times layers at a length: enough on a short chain that its file descriptors can be counted meanwhile.
-_READS_TIMES_LAYERS = 100_000
+#: Reads at a length times its square, and reads at most: some seconds' work, so that a short chain is still open when
+#: it is stopped for its file descriptors to be counted.
+_READS_TIMES_SQUARE, _MOST_READS = 10**8, 100_000
 #: A chain that is not open by then counts as one that does not open.
 OPEN_TIMEOUT_S = 900.0
 #: Frames of the crashed stack that are told.
@@ -112,11 +113,11 @@ def attempt_length(qemu: Qemu, image: Path, length: int, virtual_size: int) -> A
     """
     began = time.monotonic()
     try:
-        requests = max(_PLACES, _READS_TIMES_LAYERS // length)
+        requests = max(_PLACES, min(_MOST_READS, _READS_TIMES_SQUARE // length**2))
         place = (4096, _step(virtual_size))
         with reading(qemu, image, place, requests=requests, open_timeout_s=OPEN_TIMEOUT_S) as (process, go, wait):
             open_s = time.monotonic() - began
-            descriptors = len(os.listdir(f"/proc/{process.pid}/fd"))  # noqa: PTH208 - names alone
+            descriptors = _descriptors(process.pid)
             go()
             wait(600)
             if process.running:
@@ -126,6 +127,14 @@ def attempt_length(qemu: Qemu, image: Path, length: int, virtual_size: int) -> A
         return Attempt(length, signal=error.signal)
     except TimeoutError:
         return Attempt(length, signal=signal.SIGALRM)
+
+
+def _descriptors(pid: int) -> int | None:
+    """Count a process's open files; None where it has ended already."""
+    try:
+        return len(os.listdir(f"/proc/{pid}/fd")) or None  # noqa: PTH208 - names alone
+    except FileNotFoundError:
+        return None
 
 
 def crash_place(qemu: Qemu, image: Path, virtual_size: int) -> str | None:

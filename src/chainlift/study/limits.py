@@ -52,7 +52,8 @@ class LimitsProbe:
             failure = limit.shortest_failure
             if limit.longest and limit.longest.open_s is not None:
                 metrics |= {"open_s": limit.longest.open_s}
-                metrics |= {"file_descriptors": float(limit.longest.file_descriptors or 0)}
+                if limit.longest.file_descriptors is not None:
+                    metrics |= {"file_descriptors": float(limit.longest.file_descriptors)}
             place = None
             if failure and failure.signal:
                 metrics["signal"] = float(failure.signal)

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from contextlib import nullcontext
 
 import pytest
 
@@ -125,7 +126,10 @@ def qemu_killed(make_chain, start_daemon, same_bytes, *, qemu: str, every: bool)
         for when, which in points(commands[verb], every):
             if verb == "restore":
                 run("index", daemon)
-            with pytest.raises(ChainliftError, match="connection was lost"), Counter(when, which, daemon.process.pid):
+            # After its last command a verb has nothing left to ask QEMU, and does not notice.
+            noticed = pytest.raises(ChainliftError, match="connection was lost")
+            unnoticed = (when, which) == ("after", commands[verb])
+            with nullcontext() if unnoticed else noticed, Counter(when, which, daemon.process.pid):
                 run(verb, daemon)
             daemon.process.wait(10)
             killed += 1
@@ -154,8 +158,16 @@ def test_qemu_killed_leaves_an_image_that_reads_the_same(make_chain, start_daemo
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("qemu", ["host", "debian:trixie", "debian:trixie-backports"])
-def test_chainlift_and_qemu_killed_at_every_command(make_chain, start_daemon, same_bytes, qemu):
-    ours = chainlift_killed(make_chain, start_daemon, same_bytes, qemu=qemu, every=True)
-    theirs = qemu_killed(make_chain, start_daemon, same_bytes, qemu=qemu, every=True)
-    sys.stdout.write(f"{qemu}: chainlift was killed at {ours} points, QEMU at {theirs}\n")
-    assert min(ours, theirs) > 40
+def test_chainlift_killed_at_every_command(make_chain, start_daemon, same_bytes, qemu):
+    killed = chainlift_killed(make_chain, start_daemon, same_bytes, qemu=qemu, every=True)
+    sys.stdout.write(f"{qemu}: chainlift was killed at {killed} points\n")
+    assert killed > 40
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("qemu", ["host", "debian:trixie", "debian:trixie-backports"])
+def test_qemu_killed_at_every_command(make_chain, start_daemon, same_bytes, qemu):
+    killed = qemu_killed(make_chain, start_daemon, same_bytes, qemu=qemu, every=True)
+    sys.stdout.write(f"{qemu}: QEMU was killed at {killed} points\n")
+    assert killed > 40

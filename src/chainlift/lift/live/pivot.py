@@ -47,7 +47,7 @@ LOCKLESS: Final = (9, 0, 0)
 #: How the names of all nodes begin that we add.
 NODE_PREFIX: Final = "chainlift-"
 #: How long QEMU is left alone between two steps that each stop its main loop for a moment.
-PAUSE_S: Final = 0.002
+PAUSE_S: Final = 0.005
 
 
 class State(Enum):
@@ -317,8 +317,9 @@ class Pivot:
         self._execute("blockdev-del", {"node-name": node})
 
     def _breathe(self) -> None:
+        """Leave QEMU alone as long as the last command took: a drained export reads its next request only then."""
         if self._pause_s:
-            time.sleep(self._pause_s)
+            time.sleep(max(self._pause_s, self.timings.commands[-1][1]))
 
     def _execute(self, command: str, arguments: Mapping[str, object]) -> None:
         began = time.perf_counter()

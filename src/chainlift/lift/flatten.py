@@ -55,11 +55,13 @@ def flatten_chain(
     :raise ImageError: if a layer cannot be read, or is being written to.
     :raise OperationError: if the file system failed; nothing is left behind.
     """
+    temporary = out.with_name(out.name + NEW_SUFFIX)
     if out.exists() or out.is_symlink():
+        if temporary.exists() and temporary.samefile(out):
+            temporary.unlink()  # a run was killed between giving the name and taking the temporary one away
         raise ImageError("exists", path=out, hint="choose another name or remove it")
     if compress is not None and file_format == "raw":
         raise ImageError("a raw image cannot be compressed", path=out, hint="leave one of the two out")
-    temporary = out.with_name(out.name + NEW_SUFFIX)
     with open_chain(image) as chain:
         require_liftable(chain)
         sources = Sources(chain)

@@ -1,4 +1,9 @@
+import signal
+
 import pytest
+
+# A shell starts background jobs with SIGINT ignored, and children inherit that: tests of Ctrl-C need the default.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

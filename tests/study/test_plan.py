@@ -3,6 +3,7 @@ from itertools import pairwise
 import pytest
 
 from chainlift.errors import PlanError
+from chainlift.study.live import written_share
 from chainlift.study.plan import SHIPPED, load_plan, parse_plan, shipped_text
 from chainlift.study.plan_text import plan_text
 
@@ -123,3 +124,11 @@ def test_the_key_of_the_seed_plans_chain_stays_the_same_in_every_release():
 
 def test_shipped_plans_say_what_they_are():
     assert all(shipped_text(name).startswith("# ") for name in SHIPPED)
+
+
+def test_a_compressed_interval_lasts_until_its_clusters_are_written():
+    chain = load_plan("seed").chain
+    requests = 53 * 1024 * 10 // 16384
+    assert written_share(chain) == requests * 65536
+    in_order = chain.model_copy(update={"workload": chain.workload.model_copy(update={"rw": "write"})})
+    assert written_share(in_order) == 53 * 1024 * 10

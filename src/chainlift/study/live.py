@@ -9,7 +9,6 @@ and the guest's journal recovers as after a power cut.
 from __future__ import annotations
 
 import time
-from contextlib import contextmanager
 from dataclasses import dataclass
 from shlex import quote
 from typing import TYPE_CHECKING
@@ -23,7 +22,6 @@ from chainlift.study.chain_store import layer_name
 from chainlift.units import format_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from chainlift.guest.interface import Guest, GuestKind
@@ -44,6 +42,7 @@ _SLOWEST_BYTES_PER_S = 4 << 20
 _MOST_STRETCH = 20
 #: How much faster than its rate a guest may write in compressed time: the file system's own writes come on top.
 _HEADROOM = 1.25
+_POLL_S = 0.01
 
 
 @dataclass(frozen=True)
@@ -181,71 +180,51 @@ class LiveBuilder:
         interval_s = spec.interval_s / spec.pace
         self.progress.stage("building the chain", spec.length)
         started = last = time.monotonic()
-        written = _written_bytes(guest)
         if done < spec.length:
             self._prepare_overlay(guest, done + 1)
         for number in range(done + 1, spec.length + 1):
             # From the snapshot before, not from a schedule: a late snapshot is not followed by an empty one.
-            self._wait_for_writes(guest, last + interval_s, written)
-            with self._paused(guest):
-                last, written = time.monotonic(), _written_bytes(guest)
-                self._snapshot(guest, number)
-                took_s = time.monotonic() - last
-                if number < spec.length:
-                    self._prepare_overlay(guest, number + 1)
+            self._wait_for_writes(last + interval_s, number - 1)
+            last = time.monotonic()
+            self._snapshot(guest, number)
+            took_s = time.monotonic() - last
+            if number < spec.length:
+                self._prepare_overlay(guest, number + 1)
             self.chain.note_snapshot({
                 "snapshot": number,
                 "at_s": round(before_s + last - started, 3),
                 "took_s": round(took_s, 4),
                 "resumed": float(bool(done) and number == done + 1),
             })  # fmt: skip
-            if spec.pace > 1:
-                last = time.monotonic()  # its clock stood still
             size = self.chain.layer(number - 1).stat().st_blocks * 512
             self.progress.step(number, f"snapshot {number}, the layer before took {format_bytes(size)}")
             if number % _LOOK_EVERY == 1 or number == done + 1:
                 self._require_job(guest)
-        self._wait_for_writes(guest, last + interval_s, written)
+        self._wait_for_writes(last + interval_s, spec.length)
         return before_s + time.monotonic() - started
-
-    @contextmanager
-    def _paused(self, guest: Guest) -> Iterator[None]:
-        """Stop the guest's clock while a snapshot is taken in compressed time.
-
-        What QEMU takes for a snapshot does not shrink with the interval; a guest that wrote on meanwhile, many times as
-        fast as it should, would fill the next layer with it. A guest that is frozen for the snapshot has to run.
-        """
-        if self.plan.chain.pace <= 1 or self.plan.chain.freeze:
-            yield
-            return
-        guest.vm.monitor.execute("stop")
-        yield
-        guest.vm.monitor.execute("cont")
 
     def _prepare_overlay(self, guest: Guest, number: int) -> None:
         self._create_overlay(number)
         self._add_node(guest, number)
 
-    def _wait_for_writes(self, guest: Guest, until: float, written: int) -> None:
-        """Sleep until the interval is over and, where time is compressed, the guest has written an interval's bytes.
+    def _wait_for_writes(self, until: float, number: int) -> None:
+        """Sleep until the interval is over and, where time is compressed, the active layer holds an interval's writes.
 
         An emulated guest on a busy host falls behind a compressed pace; what a snapshot holds is to stay the same, so
-        the interval stretches, up to :data:`_MOST_STRETCH` times, rather than the content shrinks.
+        the interval stretches, up to :data:`_MOST_STRETCH` times, rather than the content shrinks. The layer's size is
+        asked of the file system: QEMU would describe every layer of the chain to say it.
 
         :param until: the interval's end, by the monotonic clock.
-        :param written: what :func:`_written_bytes` said when it began.
+        :param number: the active layer.
         """
         spec = self.plan.chain
         time.sleep(max(0.0, until - time.monotonic()))
         if spec.pace <= 1:
             return
-        share = int(spec.workload.write_rate * spec.interval_s)
-        interval_s = spec.interval_s / spec.pace
-        began, deadline = until - interval_s, until + _MOST_STRETCH * interval_s
-        while (now := time.monotonic()) < deadline and (done := _written_bytes(guest) - written) < share:
-            # QEMU's answer describes every layer: it is asked again when, at this rate, the share will be written.
-            left_s = (now - began) * (share / done - 1) if done > 0 else interval_s
-            time.sleep(min(max(left_s, interval_s / 4), 4 * interval_s))
+        deadline = until + _MOST_STRETCH * spec.interval_s / spec.pace
+        layer, share = self.chain.layer(number), written_share(spec)
+        while time.monotonic() < deadline and layer.stat().st_size < share:
+            time.sleep(_POLL_S)
 
     def _add_node(self, guest: Guest, number: int) -> None:
         cache = {"direct": self.plan.cache in {"none", "directsync"}, "no-flush": self.plan.cache == "unsafe"}
@@ -276,10 +255,16 @@ class LiveBuilder:
                 guest.thaw()
 
 
-def _written_bytes(guest: Guest) -> int:
-    """Return the bytes that the guest has written to its disks since it was started; snapshots do not reset it."""
-    devices = guest.vm.monitor.execute("query-blockstats")
-    return sum(int(device["stats"]["wr_bytes"]) for device in devices if device.get("qdev"))
+def written_share(chain: ChainPlan) -> int:
+    """Return the bytes that the workload allocates in a layer during one interval, by its plan.
+
+    Each random write smaller than a cluster takes a whole one.
+    """
+    job = chain.workload
+    written = int(job.write_rate * chain.interval_s)
+    if job.rw.startswith("rand") and job.bs < chain.cluster_size:
+        written = written // job.bs * chain.cluster_size
+    return written
 
 
 def create_overlay(qemu: Qemu, path: Path, *, backing: str, virtual_size: int, cluster_size: int) -> None:

@@ -57,8 +57,8 @@ def command(image: str | None, as_json: bool, qmp: Path | None, device: str | No
         note=f"{'reflinks' if plan.reflinks else 'no reflinks'}{rate}, {format_bytes(plan.free_bytes)} free; "
         "memory is an estimate with the whole disk read",
     )
-    for choice in plan.choices:
-        for reason in choice.against:
-            click.echo(f"{choice.kind}: {reason}")
+    for reason in dict.fromkeys(reason for choice in plan.choices for reason in choice.against):
+        kinds = ", ".join(choice.kind for choice in plan.choices if reason in choice.against)
+        click.echo(f"{kinds}: {reason}")
     command = next((choice.command for choice in plan.choices if choice.kind == plan.recommended), None)
     click.echo(f"recommended: {command or 'leave it as it is'} ({plan.because})")

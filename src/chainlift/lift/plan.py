@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 
+from chainlift.chain.summary import summarize
 from chainlift.errors import ImageError
 from chainlift.lift.copying import Copier, can_clone
 from chainlift.lift.descriptor import check_name
@@ -160,6 +161,8 @@ def _plan(
     used = np.sort(visible[visible > 0])
     cache = _cache_bytes(chain.virtual_size, index_cluster_size(chain))
     per_layer = cache + _NODE_BYTES
+    # A layer of the chain has tables only where it has clusters.
+    held = summarize(chain).l2_cache_bytes
     many = max(0, len(used) - (GENTLE_EXTENTS - 1))
     absorbed = int(used[:many].sum()) + mixed
     migration = "blocks live migration while the VM runs on it: restore first"
@@ -171,6 +174,8 @@ def _plan(
         needs = 0 if reflinks else copied
         short = f"needs {needs} bytes, {free} are free" if needs > free else None
         memory = (2 if kind.startswith("index") else depth + 1) * per_layer
+        if kind == "none":
+            memory = held + (depth + 1) * _NODE_BYTES
         if kind.startswith("index"):
             memory += files * _EXTENT_BYTES
         reasons = tuple(reason for reason in (short, *against) if reason)

@@ -151,7 +151,7 @@ class LiveBuilder:
             return
         limits = dict.fromkeys(("bps", "bps_rd", "iops", "iops_rd", "iops_wr"), 0)
         rate = int(spec.workload.write_rate * spec.pace * _HEADROOM)
-        # The device's limit, so that snapshots do not reset it; its clock stands still with the guest's.
+        # The device's limit, so that snapshots do not reset it.
         guest.vm.monitor.execute("block_set_io_throttle", {"id": f"{node}-device", "bps_wr": rate, **limits})
 
     def _lay_file_down(self, guest: Guest, directory: str) -> None:

@@ -66,7 +66,7 @@ def build(directory: Path, length: int, size: int, per_layer: int) -> Path:
             clusters=np.sort(rng.choice(size // CLUSTER, count, replace=False)),
             data=lambda cluster, layer=layer: struct.pack("<QQ", layer, cluster) * (CLUSTER // 16),
         )  # fmt: skip
-        below = path.name
+        below = str(path)  # as blockdev-snapshot-sync and libvirt write it
     return path
 
 

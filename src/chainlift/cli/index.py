@@ -15,13 +15,16 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("image", type=click.Path(), required=False)
-@click.option("--copy-budget", type=SIZE, default=0, metavar="SIZE", help="Copy at most so much, for fewer extents.")
+@click.option(
+    "--copy-budget", type=SIZE, metavar="SIZE",
+    help="Copy at most so much, for fewer extents. Without: nothing; with --qmp, what it takes for few, up to 1 GiB.",
+)  # fmt: skip
 @click.option("--qemu", "qemu_name", default="host", metavar="QEMU", help="Whose qemu-img switches the pointer.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
 @live_options
 def command(
     image: str | None,
-    copy_budget: int,
+    copy_budget: int | None,
     qemu_name: str,
     as_json: bool,
     qmp: Path | None,
@@ -44,23 +47,22 @@ def command(
     switched = ""
     if qmp is not None:
         from chainlift.cli.live import describe_switch, session
-        from chainlift.lift.lifting import prepare_index
-        from chainlift.lift.live.lifts import lift_live
+        from chainlift.lift.live.lifts import lift_live, prepare_live_index
 
         qemu = find_qemu(qemu_name, need=["storage-daemon"])
         with (
             session(qmp, device=device, node=node, image=image) as running,
-            byte_progress("copying", copy_budget) as progress,
+            byte_progress("copying", copy_budget or 0) as progress,
         ):
             image = str(running.image)
-            prepared = prepare_index(image, copy_budget_bytes=copy_budget, progress=progress)
+            prepared = prepare_live_index(running, copy_budget_bytes=copy_budget, progress=progress)
             result = lift_live(running, prepared, qemu=qemu)
         manifest, switched = result.manifest, f"; {describe_switch(result)}"
     else:
         image = need_image(image, device, node)
         qemu = find_qemu(qemu_name, need=["img"])
-        with byte_progress("copying", copy_budget) as progress:
-            manifest = lift_index(image, qemu, copy_budget_bytes=copy_budget, progress=progress)
+        with byte_progress("copying", copy_budget or 0) as progress:
+            manifest = lift_index(image, qemu, copy_budget_bytes=copy_budget or 0, progress=progress)
     if as_json:
         click.echo(write_text(manifest), nl=False)
         return

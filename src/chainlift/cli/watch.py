@@ -22,7 +22,7 @@ from chainlift.cli.sizes import SIZE
 @click.option(
     "--interval", type=click.FloatRange(min=1), default=60, show_default=True, metavar="S", help="Between rounds."
 )
-@click.option("--copy-budget", type=SIZE, default=0, metavar="SIZE", help="As of chainlift index.")
+@click.option("--copy-budget", type=SIZE, metavar="SIZE", help="As of chainlift index.")
 @click.option("--status", type=click.Path(path_type=Path), metavar="FILE", help="Write a JSON status there.")
 @click.option("--metrics", type=click.Path(path_type=Path), metavar="FILE", help="Write Prometheus text there.")
 @click.option("--once", is_flag=True, help="One round; exit status 1 if something went wrong.")
@@ -31,7 +31,7 @@ def command(
     directory: Path | None,
     max_length: int,
     interval: float,
-    copy_budget: int,
+    copy_budget: int | None,
     status: Path | None,
     metrics: Path | None,
     once: bool,

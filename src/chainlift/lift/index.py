@@ -64,6 +64,7 @@ def build_index(
     workspace: Workspace,
     *,
     copy_budget_bytes: int = 0,
+    most_extents: int | None = None,
     rate_bytes_per_s: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> BuiltIndex:
@@ -73,13 +74,14 @@ def build_index(
     :param sources: its files.
     :param descriptors: an open file descriptor for each of them, by its path.
     :param copy_budget_bytes: how much of the smallest layers may be copied, so that they need no extent.
+    :param most_extents: copy no more than it takes to be left with so many; None copies what the budget allows.
     :raise ImageError: if a layer's name cannot be written into a VMDK descriptor.
     """
     name = workspace.fresh_name("index", (".table", ".vmdk"))
     builder = _Builder(chain, sources, descriptors, workspace.path)
     with workspace.new_file(f"{name}.table") as table:
         builder.resolve(table)
-        builder.plan(copy_budget_bytes)
+        builder.plan(copy_budget_bytes, most_extents)
         # A name that cannot be carried is found before gigabytes are copied.
         text = descriptor_text(builder.extents(f"{name}.table"))
         builder.write(rate_bytes_per_s, progress)
@@ -193,14 +195,16 @@ class _Builder:
                     np.repeat(value[inside], repeat) + np.repeat(step[inside], repeat) * within.astype(np.uint64),
                 )
 
-    def plan(self, copy_budget_bytes: int) -> None:
+    def plan(self, copy_budget_bytes: int, most_extents: int | None) -> None:
         """Choose which layers become extents and where they lie: the one with the most visible clusters first."""
         by_zstd = int(self._compressed[self._zstd].sum())
         self._use_zstd = by_zstd > int(self._compressed[~self._zstd].sum())
         self._file.use_zstd(self._use_zstd)
         room = copy_budget_bytes // self.cluster_size
-        for index in np.argsort(self.visible, kind="stable").tolist():
-            if 0 < self.visible[index] <= room:
+        seen = np.flatnonzero(self.visible > 0)
+        too_many = len(seen) if most_extents is None else 1 + len(seen) - most_extents
+        for index in seen[np.argsort(self.visible[seen], kind="stable")].tolist()[: max(too_many, 0)]:
+            if self.visible[index] <= room:
                 self._is_absorbed[index] = True
                 room -= int(self.visible[index])
         odd_type = self._compressed * (self._zstd != self._use_zstd)

@@ -81,12 +81,14 @@ def prepare_index(
     image: str | os.PathLike[str],
     *,
     copy_budget_bytes: int = 0,
+    most_extents: int | None = None,
     rate_bytes_per_s: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Iterator[Prepared]:
     """Build the index of everything under the image.
 
     :param copy_budget_bytes: how much of the smallest layers may be copied, so that fewer extents remain.
+    :param most_extents: copy no more than it takes to be left with so many; None copies what the budget allows.
     :param rate_bytes_per_s: copy at most so fast.
     :param progress: called with the bytes copied so far.
     :raise ImageError: if the image or its chain cannot be lifted; nothing is left behind.
@@ -104,6 +106,7 @@ def prepare_index(
                 locks.descriptors,
                 workspace,
                 copy_budget_bytes=copy_budget_bytes,
+                most_extents=most_extents,
                 rate_bytes_per_s=rate_bytes_per_s,
                 progress=progress,
             )

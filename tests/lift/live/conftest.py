@@ -57,7 +57,14 @@ class TestChain:
 def make_chain(tmp_path):
     """Return a function that writes a chain of so many layers over a base, with an empty active layer on top."""
 
-    def make(length: int, *, virtual_size: int = 32 << 20, per_layer: int = 8, directory: Path | None = None):
+    def make(
+        length: int,
+        *,
+        virtual_size: int = 32 << 20,
+        per_layer: int = 8,
+        directory: Path | None = None,
+        absolute_names: bool = False,
+    ):
         directory = directory or tmp_path / "chain"
         directory.mkdir(parents=True, exist_ok=True)
         rng = np.random.default_rng(length)
@@ -71,7 +78,7 @@ def make_chain(tmp_path):
             write_image(
                 path,
                 virtual_size=virtual_size,
-                backing_file=files[-1].name if files else None,
+                backing_file=(str(files[-1]) if absolute_names else files[-1].name) if files else None,
                 backing_format="qcow2" if files else None,
                 clusters=mine,
                 data=lambda cluster, layer=layer: content(layer, cluster),

@@ -5,7 +5,7 @@ import pytest
 
 from chainlift.errors import ImageError, InputError, OperationError
 from chainlift.lift.lifting import prepare_index, prepare_squash
-from chainlift.lift.live.lifts import lift_live, restore_live
+from chainlift.lift.live.lifts import lift_live, prepare_live_index, restore_live
 from chainlift.lift.live.session import open_session, read_pointer
 from chainlift.lift.source import find_source
 from chainlift.qemu.binary import find_qemu
@@ -54,6 +54,39 @@ def test_a_running_disk_is_indexed_read_written_and_restored(make_chain, start_d
     assert read_pointer(chain.active) == original
     assert not (chain.directory / "active.qcow2.lift").exists()
     same_bytes(chain.active, chain.files[-2])
+
+
+@pytest.mark.parametrize("absolute_names", [False, True])
+def test_a_long_chain_comes_back_layer_by_layer_where_its_names_allow_it(make_chain, start_daemon, absolute_names):
+    chain = make_chain(40, virtual_size=8 << 20, per_layer=2, absolute_names=absolute_names)
+    daemon = start_daemon(chain.active)
+    with open_session(daemon.qmp) as session:
+        lift_live(session, prepare_live_index(session), qemu=None)
+    with open_session(daemon.qmp) as session:
+        restore_live(session, clean=True)
+        session.refresh()
+        ours = [name for name in session.graph.names if name.startswith("chainlift-")]
+        assert len(ours) == (40 if absolute_names else 1)
+        # A layer with a name of its own under a relative one in the header would be a json: name with all below in it.
+        assert sum(node.filename.startswith("json:") for node in session.graph.nodes.values()) <= 1
+    assert len(daemon.nodes()) == 2 * 41
+    with daemon.client() as client:
+        assert read_all(client) == everything(chain)
+    with open_session(daemon.qmp) as session:
+        assert lift_live(session, prepare_live_index(session), qemu=None).left == []
+    with daemon.client() as client:
+        assert read_all(client) == everything(chain)
+
+
+def test_few_extents_are_left_where_that_is_asked_and_the_budget_allows(make_chain, start_daemon, qemu):
+    chain = make_chain(30)
+    daemon = start_daemon(chain.active)
+    result = index(daemon, chain, qemu, copy_budget_bytes=1 << 30, most_extents=9)
+    assert result.manifest.extents == 9
+    result = index(daemon, chain, qemu, copy_budget_bytes=1 << 19, most_extents=9)
+    assert 9 < result.manifest.extents < 31
+    with daemon.client() as client:
+        assert read_all(client) == everything(chain)
 
 
 def test_an_image_that_is_indexed_already_is_indexed_again(make_chain, start_daemon, qemu):

@@ -3,6 +3,11 @@
 ``x-debug-query-block-graph`` (since 4.0, the same up to 11.1) is the only command that tells every edge, those of
 block jobs and devices included; ``query-named-block-nodes`` tells what a node is. Both are read one after the other: a
 change in between shows as an edge to a node that is not described, and the reading is repeated.
+
+The two differ in what they cost. The edges of a chain of 300 take some 10 ms. Descriptions take 200 to 350 ms, in which
+QEMU's main loop does nothing else: for every node ``bdrv_refresh_filename()`` (block.c) goes down all that is below it,
+so that the time grows with the square of the length, ``flat`` or not. So descriptions are asked for as rarely as can
+be, see :mod:`chainlift.lift.live.describe`, and :func:`read_edges` does without.
 """
 
 from __future__ import annotations
@@ -32,7 +37,7 @@ class Node:
 
     name: str
     driver: str
-    #: As QEMU would name it again: a path, or ``json:{...}``.
+    #: Of a protocol node, as QEMU would name it again: a path, or ``json:{...}``. Of others it may be empty.
     filename: str
     read_only: bool
     #: ``cache.direct`` and ``cache.no-flush``.
@@ -40,14 +45,11 @@ class Node:
     no_flush: bool
     detect_zeroes: str
     encrypted: bool
-    virtual_size_bytes: int
-    #: The backing file name in the header of its image, as it stands there; None where there is none.
-    header_backing: str | None
 
     @property
     def is_named(self) -> bool:
-        """Whether somebody named it: such a node stays until ``blockdev-del``; others go with their last parent."""
-        return not self.name.startswith("#block")
+        """See :func:`is_named`."""
+        return is_named(self.name)
 
     @property
     def is_filter(self) -> bool:
@@ -73,20 +75,40 @@ class Edge:
     #: ``file``, ``backing``, ``root``, ``extents.0`` ...
     role: str
     child: str
+    #: Whether the parent has the right to write to it.
+    writes: bool = False
 
 
 class BlockGraph:
     """All nodes of one QEMU at one time."""
 
-    def __init__(self, nodes: Mapping[str, Node], edges: list[Edge], directory: Path = Path()) -> None:
-        self.nodes = nodes
-        self._directory = directory
+    def __init__(
+        self,
+        names: frozenset[str],
+        edges: list[Edge],
+        directory: Path = Path(),
+        nodes: Mapping[str, Node] | None = None,
+    ) -> None:
+        #: Of all nodes.
+        self.names = names
+        #: What is known of them; empty where only edges were asked for.
+        self.nodes: Mapping[str, Node] = nodes or {}
+        self.directory = directory
+        self._edges = edges
         self._down: dict[str, dict[str, str]] = {}
         self._up: dict[str, list[Edge]] = {}
         for edge in edges:
             self._up.setdefault(edge.child, []).append(edge)
             if isinstance(edge.parent, str):
                 self._down.setdefault(edge.parent, {})[edge.role] = edge.child
+
+    def described(self, nodes: Mapping[str, Node]) -> BlockGraph:
+        """Return the same graph with these descriptions."""
+        return BlockGraph(self.names, self._edges, self.directory, nodes)
+
+    def is_written(self, node: str) -> bool:
+        """Whether a parent of the node may write to it."""
+        return any(edge.writes for edge in self.parents(node))
 
     def child(self, node: str, role: str) -> str | None:
         """Return the name of the node's child of this role."""
@@ -151,7 +173,7 @@ class BlockGraph:
         described = self.nodes[node]
         if described.driver not in ("file", "host_device"):
             return None
-        return str(self._directory / local_filename(described.filename))
+        return str(self.directory / local_filename(described.filename))
 
 
 def local_filename(filename: str) -> str:
@@ -171,31 +193,45 @@ def is_same_file(first: Path, second: Path) -> bool:
     return (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino)
 
 
+def is_named(node: str) -> bool:
+    """Whether somebody named it: such a node stays until ``blockdev-del``; others go with their last parent."""
+    return not node.startswith("#block")
+
+
+def read_edges(monitor: Monitor, directory: Path = Path()) -> BlockGraph:
+    """Ask QEMU for its nodes' names and edges only, which does not keep it from its work for long.
+
+    :param directory: QEMU's working directory, which relative file names are relative to.
+    :raise QemuError: if it cannot tell.
+    """
+    raw = monitor.execute("x-debug-query-block-graph")
+    kinds = {item["id"]: item for item in raw["nodes"]}
+    names = frozenset(item["name"] for item in raw["nodes"] if item["type"] == "block-driver")
+    return BlockGraph(names, [_edge(edge, kinds) for edge in raw["edges"]], directory)
+
+
 def read_graph(monitor: Monitor, directory: Path = Path()) -> BlockGraph:
-    """Ask QEMU for its nodes and edges.
+    """Ask QEMU for its nodes, what they are, and its edges.
 
     :param directory: QEMU's working directory, which relative file names are relative to.
     :raise QemuError: if it cannot tell, or its graph changes faster than it can be read.
     """
     for _ in range(_ATTEMPTS):
-        described = monitor.execute("query-named-block-nodes", flat=True)
-        raw = monitor.execute("x-debug-query-block-graph")
-        nodes = {node.name: node for node in map(_node, described)}
-        kinds = {item["id"]: item for item in raw["nodes"]}
-        drivers = {item["name"] for item in raw["nodes"] if item["type"] == "block-driver"}
-        if drivers == nodes.keys():
-            return BlockGraph(nodes, [_edge(edge, kinds) for edge in raw["edges"]], directory)
+        nodes = {node.name: node for node in map(_node, monitor.execute("query-named-block-nodes", flat=True))}
+        graph = read_edges(monitor, directory)
+        if graph.names == nodes.keys():
+            return graph.described(nodes)
     raise QemuError("its block nodes change all the time", hint="wait until snapshots and jobs are done")
 
 
 def _edge(edge: Mapping[str, Any], kinds: Mapping[int, Mapping[str, Any]]) -> Edge:
     parent = kinds[edge["parent"]]
     holder = parent["name"] if parent["type"] == "block-driver" else User(parent["type"], parent["name"])
-    return Edge(holder, edge["name"], kinds[edge["child"]]["name"])
+    return Edge(holder, edge["name"], kinds[edge["child"]]["name"], "write" in edge["perm"])
 
 
 def _node(item: Mapping[str, Any]) -> Node:
-    image = item["image"]
+    details = item["image"].get("format-specific", {}).get("data", {})
     return Node(
         name=item["node-name"],
         driver=item["drv"],
@@ -204,7 +240,5 @@ def _node(item: Mapping[str, Any]) -> Node:
         direct=item["cache"]["direct"],
         no_flush=item["cache"]["no-flush"],
         detect_zeroes=item["detect_zeroes"],
-        encrypted=bool(item.get("encrypted")) or "encrypt" in image.get("format-specific", {}).get("data", {}),
-        virtual_size_bytes=image["virtual-size"],
-        header_backing=image.get("backing-filename"),
+        encrypted=bool(item.get("encrypted")) or "encrypt" in details,
     )

@@ -194,7 +194,7 @@ def refuse_writers(graph: BlockGraph, disk: LiveDisk) -> None:
     """
     for name in graph.backing_chain(disk.node)[1:]:
         file = graph.protocol_file(name)
-        if not graph.nodes[name].read_only or (file is not None and is_written(Path(file))):
+        if any(map(graph.is_written, graph.layer_nodes(name))) or (file is not None and is_written(Path(file))):
             raise ImageError(
                 "is open for writing, though it lies under the active layer",
                 path=file or name,

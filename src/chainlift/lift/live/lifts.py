@@ -12,6 +12,7 @@ from chainlift.chain.names import parse_name
 from chainlift.chain.opening import probe_format
 from chainlift.errors import ChainliftError, ImageError
 from chainlift.lift.descriptor import index_descriptor
+from chainlift.lift.lifting import prepare_index
 from chainlift.lift.live import guard
 from chainlift.lift.live.compare import compare_sample
 from chainlift.lift.live.pivot import State
@@ -31,11 +32,28 @@ if TYPE_CHECKING:
     from chainlift.lift.manifest import Manifest, Pointer
     from chainlift.qemu.binary import Qemu
 
-#: From here on every node that is added or freed makes QEMU poll all others (the graph lock drains them): opening a
-#: chain of 300 in one command stops the main loop for 0.5 s and more, so it is opened layer by layer.
-SLOW_GRAPH: Final = (10, 1, 0)
+#: A chain that is longer is opened layer by layer: 300 in one command stop the main loop for 0.2 to 0.6 s.
 _FEW_LAYERS: Final = 32
 _LONGEST: Final = 10_000
+#: So many extents of an index keep QEMU's main loop for some 0.1 s when they are added or closed, from this version on:
+#: an extent costs 0.2 ms on 7.2, 0.4 ms on 10.0, and from 10.1 on, where every change of the graph polls all nodes
+#: there are, 3 ms over a chain of 300.
+_GENTLE_EXTENTS: Final = (((10, 1, 0), 64), ((9, 0, 0), 192), ((0, 0, 0), 384))
+#: How much may be copied to have no more than those.
+_GENTLE_COPY_BYTES: Final = 1 << 30
+
+
+def prepare_live_index(
+    session: LiveSession, *, copy_budget_bytes: int | None = None, progress: Callable[[int], None] | None = None
+) -> AbstractContextManager[Prepared]:
+    """Return the building of an index of a running disk's chain, not entered yet.
+
+    :param copy_budget_bytes: None copies the smallest layers, up to 1 GiB, as far as it takes to have few extents.
+    """
+    if copy_budget_bytes is not None:
+        return prepare_index(session.image, copy_budget_bytes=copy_budget_bytes, progress=progress)
+    most = next(most for first, most in _GENTLE_EXTENTS if session.version >= first)
+    return prepare_index(session.image, copy_budget_bytes=_GENTLE_COPY_BYTES, most_extents=most, progress=progress)
 
 
 @dataclass(frozen=True)
@@ -110,12 +128,12 @@ def restore_live(
         if not layer.path.exists():
             raise ImageError("is gone", path=layer.path, hint="the chain cannot be restored without it")
     target = backing_target(image, pointer.name, pointer.format)
-    slow = session.version >= SLOW_GRAPH and len(layers) > _FEW_LAYERS
-    if slow:
+    one_by_one = len(layers) > _FEW_LAYERS and all(layer.is_named_so for layer in layers)
+    if one_by_one:
         target = Target(target.pointer, layers[0].options, tuple(layer.options for layer in layers[1:]))
     with Workspace(image).hold() as workspace:
         pivot = session.pivot(after=after)
-        pivot.run(target, name_layers=slow)
+        pivot.run(target, name_layers=one_by_one)
         if clean:
             remove_unused(workspace, manifest, keep=[])
     return LiveResult(manifest, pivot.timings, pivot.left)
@@ -130,6 +148,10 @@ class DiskLayer:
     format: str
     #: How QEMU opens it by itself.
     options: Mapping[str, Any]
+    #: Whether the header above it has just the name that QEMU would give it. If not, and the node is opened by itself,
+    #: QEMU takes it for overridden and names every node over it ``json:`` with all of the chain inside: at 300 layers
+    #: that costs minutes at every query (``bdrv_backing_overridden()`` in block.c).
+    is_named_so: bool = False
 
 
 def layers_under(image: Path, pointer: Pointer | None) -> list[DiskLayer]:
@@ -150,7 +172,8 @@ def layers_under(image: Path, pointer: Pointer | None) -> list[DiskLayer]:
         layer_format = reference.format or _probe(path)
         driver = "host_device" if path.is_block_device() else "file"
         file = {"driver": driver, "read-only": True, "filename": str(path)}
-        layers.append(DiskLayer(path, layer_format, {"driver": layer_format, "read-only": True, "file": file}))
+        options = {"driver": layer_format, "read-only": True, "file": file}
+        layers.append(DiskLayer(path, layer_format, options, str(path) == pointer.name))
         if len(layers) > _LONGEST:
             raise ImageError(f"has more than {_LONGEST} layers under it", path=image)
         pointer = read_pointer(path)[1] if layer_format == "qcow2" else None

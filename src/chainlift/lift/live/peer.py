@@ -13,7 +13,9 @@ import struct
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
+
+from chainlift.lift.live.target import unflatten
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -65,6 +67,12 @@ class Peer:
                 if given is not None:
                     return _qcow2_options(given)
         return None
+
+    def named_nodes(self) -> list[Mapping[str, Any]]:
+        """Return the options of every node that ``-blockdev`` names on the command line; of nested ones inside them."""
+        words = zip(self.command_line, self.command_line[1:], strict=False)
+        given = [unflatten(_parse(value)) for option, value in words if option in ("-blockdev", "--blockdev")]
+        return [options for options in given if "node-name" in options]
 
     def export_options(self, identifier: str) -> dict[str, object] | None:
         """Return the options of this export on a storage daemon's command line; None if it is not there."""

@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from chainlift.errors import OperationError, QemuCrashed, QemuError
-from chainlift.lift.live.graph import is_same_file, read_graph
+from chainlift.lift.live.graph import is_named, is_same_file, read_edges, read_graph
 from chainlift.lift.live.target import node_options, pointed_file
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ class Pivot:
         :raise QemuCrashed: if QEMU ended; the image on disk is as it was before or after the switch.
         """
         before = self._read_pointer(self._active.image)
-        graph = self._read_graph()
+        graph = self._read_edges()
         self._old = graph.child(self._active.name, "backing")
         try:
             if self._old is not None:
@@ -177,7 +177,7 @@ class Pivot:
         except QemuCrashed:
             raise
         except QemuError as error:
-            self.left = [str(error), *self._ours(self._read_graph())]
+            self.left = [str(error), *self._ours(self._read_edges())]
         else:
             self._reached(State.DONE)
 
@@ -208,7 +208,7 @@ class Pivot:
 
     def _add(self, target: Target, graph: BlockGraph, *, name_layers: bool) -> None:
         active = self._active
-        number = next(n for n in range(1, 1 << 30) if f"{active.prefix}-{n}" not in graph.nodes)
+        number = next(n for n in range(1, 1 << 30) if f"{active.prefix}-{n}" not in graph.names)
         layers = [target.options, *target.below] if name_layers else [target.options]
         # Noted before it is added: an answer that never came may stand for a node that is there.
         below: str | None = None
@@ -238,7 +238,7 @@ class Pivot:
             raise QemuError("change-backing-file did not change the header", path=active.image)
 
     def _release(self, old: str) -> None:
-        graph = self._read_graph()
+        graph = self._read_edges()
         chain = graph.backing_chain(old)
         gone = {self._active.hold}
         layers = iter(zip(chain, [*chain[1:], self._active.hold_null], strict=True))
@@ -258,7 +258,7 @@ class Pivot:
         """Delete the nodes of one layer that have names, as far as nobody else uses them; others go by themselves."""
         for node in graph.layer_nodes(top):
             if _only_held_by(graph, node, gone):
-                if graph.nodes[node].is_named:
+                if is_named(node):
                     self._delete_named(node)
                 gone.add(node)
 
@@ -272,7 +272,7 @@ class Pivot:
         except QemuCrashed:
             raise
         except QemuError:
-            if node in self._read_graph().nodes:
+            if node in self._read_edges().names:
                 raise
 
     def _undo(self, pointer: str | None, cause: BaseException | None) -> None:
@@ -280,7 +280,7 @@ class Pivot:
         try:
             if pointer is not None and self._read_pointer(active.image) != pointer:
                 self._persist(pointer)
-            graph = self._read_graph()
+            graph = self._read_edges()
             held = graph.child(active.hold, "file")
             if held is not None and held != active.hold_null and graph.child(active.name, "backing") != held:
                 self._reopen(held)
@@ -296,12 +296,12 @@ class Pivot:
             ) from cause
         self.state = State.START
 
-    def _read_graph(self) -> BlockGraph:
-        return read_graph(self._monitor, self._active.directory)
+    def _read_edges(self) -> BlockGraph:
+        return read_edges(self._monitor, self._active.directory)
 
     def _remove_ours(self) -> None:
         """Delete the nodes that we have added for this disk and that it does not use."""
-        graph = self._read_graph()
+        graph = self._read_edges()
         used = set(graph.subtree(self._active.root))
         for name in self._ours(graph):
             if name not in used:
@@ -309,7 +309,7 @@ class Pivot:
 
     def _ours(self, graph: BlockGraph) -> list[str]:
         """Return the nodes of this disk that are ours, parents first."""
-        ours = [name for name in graph.nodes if name.startswith(self._active.prefix + "-")]
+        ours = [name for name in graph.names if name.startswith(self._active.prefix + "-")]
         ours.sort(key=lambda name: len(graph.subtree(name)), reverse=True)
         return ours
 
@@ -342,8 +342,8 @@ class Pivot:
         :raise OperationError: if the header names neither of the two chains.
         """
         active = self._active
-        graph = self._read_graph()
-        if not any(name in graph.nodes for name in (active.hold, active.hold_null)):
+        graph = self._read_edges()
+        if not any(name in graph.names for name in (active.hold, active.hold_null)):
             used = set(graph.subtree(active.root))
             stray = not used.issuperset(self._ours(graph))
             self._remove_ours()
@@ -355,6 +355,7 @@ class Pivot:
         named = pointed_file(active.image, self._read_pointer(active.image))
         if named is None or backing is None:
             raise OperationError("a killed run has left this disk half switched", path=active.image)
+        graph = read_graph(self._monitor, active.directory)
         if _opens(graph, backing, named):
             self._release(self._hold_again(graph, held))
             self._remove_ours()

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from chainlift.errors import ImageError
 from chainlift.lift.live import guard
+from chainlift.lift.live.describe import look
 from chainlift.lift.live.disks import LiveDisk, choose_disk, list_disks, list_iothreads
-from chainlift.lift.live.graph import BlockGraph, read_graph
 from chainlift.lift.live.peer import Peer, find_peer
 from chainlift.lift.live.pivot import NODE_PREFIX, PAUSE_S, ActiveNode, Pivot, State
 from chainlift.qcow2.header import parse_header
@@ -20,6 +20,8 @@ from chainlift.qemu.monitor import Monitor
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from chainlift.lift.live.graph import BlockGraph
 
 #: A name, a feature table and a long backing name fit well into this much of a qcow2 file's beginning.
 _HEADER_BYTES = 1 << 16
@@ -78,7 +80,7 @@ class LiveSession:
 
     def refresh(self) -> None:
         """Read QEMU's graph again, after it was changed or a long time has passed."""
-        self.graph = read_graph(self.monitor, self.peer.directory)
+        self.graph = look(self.monitor, self.peer, self.graph.nodes)
 
     def check(self) -> None:
         """Refuse what must not be switched; run it right before a pivot once more.
@@ -107,9 +109,10 @@ def open_session(
     :raise QemuError: if QEMU does not answer.
     """
     with connect(socket) as (monitor, version, peer):
-        graph = read_graph(monitor, peer.directory)
+        graph = look(monitor, peer)
         disk = choose_disk(list_disks(monitor, graph, peer), device=device, node=node, image=image)
         session = LiveSession(monitor, version, disk, graph, peer, [])
+        guard.refuse_migration(monitor)
         guard.refuse_node(graph, disk)
         if peer.node_options(disk.node) is None:
             session.warnings.append(

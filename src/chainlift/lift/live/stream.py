@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from chainlift.errors import QemuError
-from chainlift.lift.lifting import prepare_index
 from chainlift.lift.live.compare import compare_sample
-from chainlift.lift.live.lifts import refuse_other_chain
+from chainlift.lift.live.lifts import prepare_live_index, refuse_other_chain
 from chainlift.lift.live.pivot import Timings
 from chainlift.lift.live.target import backing_target
 from chainlift.lift.restore import refuse_if_used
@@ -71,7 +70,7 @@ def stream_live(
         with Workspace(session.image).hold() as workspace:
             remove_unused(workspace, source.manifest, keep=[])
         return StreamResult(done, job_s, time.monotonic() - began, Timings())
-    with prepare_index(session.image) as prepared:
+    with prepare_live_index(session) as prepared:
         pivot = session.pivot()
         try:
             target = backing_target(session.image, prepared.manifest.lifted.name, prepared.manifest.lifted.format)

@@ -36,7 +36,7 @@ def pointed_file(image: Path, pointer: str | None) -> Path | None:
         return None
     if not pointer.startswith("json:"):
         return image.parent / pointer.removeprefix("file:")
-    options: Any = _unflatten(json.loads(pointer[5:]))
+    options: Any = unflatten(json.loads(pointer[5:]))
     while isinstance(options, dict) and "filename" not in options:
         options = options.get("file")
     return image.parent / options["filename"] if isinstance(options, dict) else None
@@ -53,7 +53,7 @@ def backing_target(image: Path, pointer: str, pointer_format: str | None) -> Tar
         on.
     """
     if pointer.startswith("json:"):
-        options = _unflatten(json.loads(pointer[5:]))
+        options = unflatten(json.loads(pointer[5:]))
         pointer_format = pointer_format or str(options.get("driver"))
     else:
         path = image.parent / pointer.removeprefix("file:")
@@ -78,7 +78,7 @@ def _with_cache(options: Mapping[str, Any], cache: Mapping[str, bool]) -> dict[s
     return {**inner, "cache": dict(cache)} if "driver" in options else inner
 
 
-def _unflatten(options: Mapping[str, Any]) -> dict[str, Any]:
+def unflatten(options: Mapping[str, Any]) -> dict[str, Any]:
     """Turn ``{"file.driver": "vmdk"}`` into ``{"file": {"driver": "vmdk"}}``; ``json:`` names may have either."""
     nested: dict[str, Any] = {}
     for key, value in options.items():
@@ -86,5 +86,5 @@ def _unflatten(options: Mapping[str, Any]) -> dict[str, Any]:
         *parents, last = key.split(".")
         for parent in parents:
             place = place.setdefault(parent, {})
-        place[last] = _unflatten(value) if isinstance(value, dict) else value
+        place[last] = unflatten(value) if isinstance(value, dict) else value
     return nested

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chainlift.errors import ChainliftError
-from chainlift.lift.lifting import prepare_index
+from chainlift.lift.live.describe import look
 from chainlift.lift.live.disks import list_disks
-from chainlift.lift.live.graph import read_graph
-from chainlift.lift.live.lifts import lift_live
+from chainlift.lift.live.lifts import lift_live, prepare_live_index
 from chainlift.lift.live.session import connect, open_session
 
 if TYPE_CHECKING:
@@ -61,7 +60,7 @@ def watch_round(
     sockets: Iterable[Path],
     *,
     max_length: int,
-    copy_budget_bytes: int = 0,
+    copy_budget_bytes: int | None = None,
     qemu: Qemu | None = None,
 ) -> None:
     """Look at every disk of every socket once, and index those that are too long.
@@ -96,15 +95,15 @@ def watch_round(
 def _look(socket: Path) -> list[tuple[str, Path, int]]:
     """Return node, image and length of every qcow2 disk with a local file; the connection is not kept."""
     with connect(socket) as (monitor, _, peer):
-        disks = list_disks(monitor, read_graph(monitor, peer.directory), peer)
+        disks = list_disks(monitor, look(monitor, peer), peer)
     return [(disk.node, disk.path, disk.length) for disk in disks if disk.driver == "qcow2" and disk.path is not None]
 
 
-def _index(disk: DiskStatus, copy_budget_bytes: int, qemu: Qemu | None) -> None:
+def _index(disk: DiskStatus, copy_budget_bytes: int | None, qemu: Qemu | None) -> None:
     began = time.monotonic()
     try:
         with open_session(Path(disk.socket), node=disk.node) as session:
-            prepared = prepare_index(session.image, copy_budget_bytes=copy_budget_bytes)
+            prepared = prepare_live_index(session, copy_budget_bytes=copy_budget_bytes)
             result = lift_live(session, prepared, qemu=qemu)
     except ChainliftError as error:
         disk.error = str(error)

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from chainlift.qcow2.writer import write_image
 from chainlift.qemu.binary import Qemu, find_qemu
-from chainlift.qemu.limits import Attempt, Limit, attempt_length, bisect, crash_place, describe_limit
+from chainlift.qemu.limits import Attempt, Limit, attempt_length, bisect, crash_place, describe_attempt, describe_limit
 
 SIZE = 64 << 20
 
@@ -24,6 +24,23 @@ def test_bisection_finds_the_longest_that_works_with_few_attempts(data, most, lo
     assert (limit.longest.length if limit.longest else 0) == threshold
     assert (limit.shortest_failure.length if limit.shortest_failure else most + 1) == threshold + 1
     assert len(asked) == len(set(asked)) <= 12
+
+
+@given(st.data(), st.integers(1, 2000), st.integers(1, 50))
+def test_what_is_known_is_not_tried_again_and_the_limit_is_found_to_so_many_layers(data, most, within):
+    threshold = data.draw(st.integers(0, most))
+    before = data.draw(st.lists(st.integers(1, most), unique=True))
+    asked = []
+
+    def attempt(length):
+        asked.append(length)
+        return Attempt(length, open_s=1.0, signal=None if length <= threshold else 11)
+
+    known = [attempt(length) for length in before]
+    limit = bisect(attempt, lambda found: found.reads, most, known=known, within=within)
+    longest = limit.longest.length if limit.longest else 0
+    assert longest <= threshold <= longest + within - 1
+    assert len(asked) == len(set(asked))
 
 
 def test_a_longest_chain_that_takes_too_long_is_not_bisected():
@@ -45,6 +62,13 @@ def test_a_limit_says_what_stopped_where():
     assert describe_limit(Limit(Attempt(2000, 9.0, 2008)), "open") == "open works at every length that was tried"
     slow = Limit(Attempt(1, 1.0, 9), Attempt(2, 1.0, 10, signal.SIGALRM))
     assert describe_limit(slow, "read") == "QEMU took too long at 2 layers"
+
+
+def test_an_attempt_is_told_in_a_line():
+    assert describe_attempt(Attempt(865, 4.54, 873)) == "865 layers: open after 4.5 s, every read answered"
+    crashed = Attempt(1866, 4.5, 874, signal.SIGSEGV)
+    assert describe_attempt(crashed) == "1,866 layers: open after 4.5 s, ended by signal 11 (SIGSEGV)"
+    assert describe_attempt(Attempt(2000, signal=signal.SIGALRM)) == "2,000 layers: not opened, took too long"
 
 
 @pytest.mark.integration

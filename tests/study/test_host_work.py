@@ -6,6 +6,7 @@ import pytest
 
 from chainlift.qemu.binary import find_qemu
 from chainlift.results.stacks import load_stacks
+from chainlift.results.store import ResultDirectory
 from chainlift.study.chain_store import ChainDirectory
 from chainlift.study.host_stream import HostStreamProbe
 from chainlift.study.limits import LimitsProbe
@@ -36,6 +37,7 @@ seconds = 0.5
 @pytest.fixture
 def setup(tmp_path):
     plan = parse_plan(PLAN)
+    (tmp_path / "results").mkdir()
     chain = ChainDirectory(tmp_path / "chain")
     with chain.lock(exclusive=True):
         build_offline(plan.chain, chain, Silent())
@@ -103,3 +105,10 @@ def test_limits_are_looked_for_up_to_the_chains_length(setup):
     assert opened.metrics["longest"] == read.metrics["longest"] == 25
     assert opened.metrics["file_descriptors"] > 25
     assert read.detail == "read works at every length that was tried"
+    attempts = ResultDirectory(setup.results).attempts()
+    assert [found.length for found in attempts] == [13, 19, 22, 24, 25]
+    assert all(found.open_s > 0 and found.signal is None for found in attempts)
+    # A study that was interrupted does not try them again.
+    again = list(LimitsProbe().measure(setup))
+    assert [reading.metrics for reading in again] == [read.metrics, opened.metrics]
+    assert ResultDirectory(setup.results).attempts() == attempts

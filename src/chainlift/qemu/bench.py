@@ -1,16 +1,16 @@
-"""QEMU at work without a guest: opened, stopped before its first request, and then let go."""
+"""QEMU at work without a guest: opened, held before its first request, and then let go."""
 
 from __future__ import annotations
 
 import os
 import re
 import select
-import signal
 import tempfile
+import termios
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from chainlift.errors import QemuCrashed, QemuError
 from chainlift.host.process import describe_end
@@ -28,44 +28,77 @@ READS: dict[str, tuple[int, int]] = {
     "read-4m": (4 << 20, 4 << 20),
 }
 
-#: A process that is ready, what makes it begin, and what waits so many seconds or until it is done.
-Working = tuple[QemuProcess, "Callable[[], None]", "Callable[[float], None]"]
+
+class Working(NamedTuple):
+    """A process that has opened a chain and does nothing yet."""
+
+    process: QemuProcess
+    #: Make it begin.
+    go: Callable[[], None]
+    #: Wait so many seconds, or until it is done.
+    wait: Callable[[float], None]
+
+
+class Held(NamedTuple):
+    """What :class:`Working` is, and more: it can be held again when it has done its work, before it ends."""
+
+    process: QemuProcess
+    go: Callable[[], None]
+    wait: Callable[[float], None]
+    #: Called after ``go``: wait until all requests are answered and it is held again; False where it ended before.
+    until_done: Callable[[], bool]
+    #: What it has written to standard output so far.
+    said: Callable[[], str]
 
 
 @contextmanager
 def reading(
     qemu: Qemu,
-    image: Path,
+    image: Path | str,
     read: tuple[int, int],
     *,
     requests: int = 1 << 30,
+    depth: int = 1,
     cache: str = "writeback",
     aio: str = "threads",
     open_timeout_s: float | None = None,
-) -> Iterator[Working]:
-    """Give a ``qemu-img bench`` that has opened the chain and is stopped before its first request.
+) -> Iterator[Held]:
+    """Give a ``qemu-img bench`` that has opened the chain and is held before its first request.
+
+    It says that it begins ("Sending ...") when the chain is open, before its clock starts, and that it is done ("Run
+    completed ...") before it closes the chain (``img_bench()`` in qemu-img.c). Its standard output is a terminal whose
+    output is stopped, so it stands in that ``write`` until it is let go: between the two lies all of the requests, and
+    nothing of opening and closing.
 
     :param read: size of a request and distance between two, in bytes.
+    :param depth: requests in flight.
     :raise TimeoutError: if the chain is not open after ``open_timeout_s``.
     :raise QemuError: if the chain does not open.
     :raise QemuCrashed: if QEMU dies of opening it.
     """
     size, step = read
     argv = qemu.command(
-        *("img", "bench", "-f", "qcow2", "-t", cache, "-i", aio, "-d", "1", "-c", str(requests)),
+        *("img", "bench", "-f", "qcow2", "-t", cache, "-i", aio, "-d", str(depth), "-c", str(requests)),
         *("-s", str(size), "-S", str(step), str(image)),
     )
-    # On a terminal it says that the chain is open at once; in a pipe that line comes with the last one.
-    terminal, end = os.openpty()
-    try:
-        with os.fdopen(end, "wb") as stdout:
-            process = QemuProcess(argv, environment=qemu.environment, stdout=stdout)
-        with process:
-            _wait_for(terminal, b"Sending", process, open_timeout_s)
-            process.send_signal(signal.SIGSTOP)
-            yield process, lambda: process.send_signal(signal.SIGCONT), lambda seconds: _wait(process, seconds)
-    finally:
-        os.close(terminal)
+    with (
+        _StoppedTerminal() as terminal,
+        QemuProcess(argv, environment=qemu.environment, stdout=terminal.its) as process,
+    ):
+        if not terminal.wait_for_writer(process, open_timeout_s):
+            finished = process.wait()
+            text = re.sub(r"\s+", " ", finished.stderr).strip()
+            if finished.returncode < 0:
+                raise QemuCrashed(
+                    f"QEMU ended: {describe_end(finished.returncode)}: {text}", returncode=finished.returncode
+                )
+            raise QemuError(f"qemu-img bench failed: {text or describe_end(finished.returncode)}", path=image)
+
+        def until_done() -> bool:
+            terminal.stop_after_a_line(process)
+            return terminal.wait_for_writer(process)
+
+        yield Held(process, terminal.start, lambda seconds: _wait(process, seconds), until_done, terminal.said)
 
 
 @contextmanager
@@ -101,7 +134,7 @@ def streaming(qemu: Qemu, image: Path, folder: Path, *, cache: str = "writeback"
             if problem := event.data.get("error"):
                 raise QemuError(f"block-stream failed: {problem}", path=image)
 
-        yield process, lambda: _start(monitor.execute), wait
+        yield Working(process, lambda: _start(monitor.execute), wait)
 
 
 def _start(execute: Callable[..., object]) -> None:
@@ -114,23 +147,70 @@ def _wait(process: QemuProcess, seconds: float) -> None:
         time.sleep(0.02)
 
 
-def _wait_for(terminal: int, word: bytes, process: QemuProcess, timeout_s: float | None) -> None:
-    deadline = None if timeout_s is None else time.monotonic() + timeout_s
-    said = b""
-    while word not in said:
-        left = None if deadline is None else max(0.0, deadline - time.monotonic())
-        if not select.select([terminal], [], [], left)[0]:
-            raise TimeoutError(f"the chain is not open after {timeout_s:g} s")
-        try:
-            chunk = os.read(terminal, 4096)
-        except OSError:  # a terminal whose other side is closed
-            chunk = b""
-        if not chunk:
-            finished = process.wait(10)
-            text = re.sub(r"\s+", " ", said.decode("utf-8", "replace") + finished.stderr).strip()
-            if finished.returncode < 0:
-                raise QemuCrashed(
-                    f"QEMU ended: {describe_end(finished.returncode)}: {text}", returncode=finished.returncode
-                )
-            raise QemuError(f"qemu-img bench failed: {text}")
-        said += chunk
+class _StoppedTerminal:
+    """A terminal that holds whoever writes to it. A pipe would not do: stdio writes to one when its buffer is full."""
+
+    def __init__(self) -> None:
+        self._ours, self.its = os.openpty()
+        self._said = b""
+        termios.tcflow(self.its, termios.TCOOFF)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.its)
+        os.close(self._ours)
+
+    def start(self) -> None:
+        """Let what is written through."""
+        termios.tcflow(self.its, termios.TCOON)
+
+    def stop_after_a_line(self, process: QemuProcess) -> None:
+        """Let one line through and hold the next; where the next comes at once, it gets through."""
+        while b"\n" not in self._said and process.running:
+            self._read(0.05)
+        termios.tcflow(self.its, termios.TCOOFF)
+
+    def wait_for_writer(self, process: QemuProcess, timeout_s: float | None = None) -> bool:
+        """Wait until a process stands in a system call on its standard output; False where it ends instead.
+
+        :raise TimeoutError: after ``timeout_s``.
+        :raise QemuError: if the kernel does not tell us.
+        """
+        began = time.monotonic()
+        while not _is_on_stdout(process.pid):
+            if not process.running:
+                return False
+            waited = time.monotonic() - began
+            if timeout_s is not None and waited > timeout_s:
+                raise TimeoutError(f"the chain is not open after {timeout_s:g} s")
+            time.sleep(min(0.05, 0.001 + waited / 50))
+        return True
+
+    def said(self) -> str:
+        """Return all that was written so far."""
+        while self._read(0):
+            pass
+        return self._said.decode("utf-8", "replace")
+
+    def _read(self, timeout_s: float) -> bytes:
+        if not select.select([self._ours], [], [], timeout_s)[0]:
+            return b""
+        chunk = os.read(self._ours, 4096)
+        self._said += chunk
+        return chunk
+
+
+def _is_on_stdout(pid: int) -> bool:
+    """Whether the system call that a process waits in is one on its standard output."""
+    try:
+        # proc(5): the call's number and its arguments, or "running".
+        return Path(f"/proc/{pid}/syscall").read_text(encoding="ascii").split()[1:2] == ["0x1"]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    except PermissionError as error:
+        raise QemuError(
+            "may not see what QEMU waits for (/proc/PID/syscall)",
+            hint="see the sysctl kernel.yama.ptrace_scope: 0 or 1 will do",
+        ) from error

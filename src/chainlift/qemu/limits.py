@@ -22,16 +22,13 @@ from chainlift.qemu.profile import name_samples
 from chainlift.results.recursion import fold_recursion
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from chainlift.qemu.binary import Qemu
     from chainlift.results.recursion import Frame
 
 #: Places of the disk that are read: at one of them at least a read falls through every layer.
 _PLACES = 16
-#: Reads at a length times its square, and reads at most: some seconds' work, so that a short chain is still open when
-#: it is stopped for its file descriptors to be counted.
-_READS_TIMES_SQUARE, _MOST_READS = 10**8, 100_000
 #: A chain that is not open by then counts as one that does not open.
 OPEN_TIMEOUT_S = 900.0
 #: Frames of the crashed stack that are told.
@@ -68,7 +65,7 @@ class Limit:
     """The longest chain for which something works.
 
     :ivar longest: the longest that worked, and how it went; None if not even one layer did.
-    :ivar shortest_failure: one layer more; None where the longest is as long as was tried.
+    :ivar shortest_failure: the shortest that did not; None where the longest is as long as was tried.
     :ivar place: where QEMU died then, innermost function first; None where that could not be seen.
     """
 
@@ -78,24 +75,35 @@ class Limit:
 
 
 def bisect(
-    attempt: Callable[[int], Attempt], works: Callable[[Attempt], bool], most: int, *, longest_first: bool = False
+    attempt: Callable[[int], Attempt],
+    works: Callable[[Attempt], bool],
+    most: int,
+    *,
+    known: Iterable[Attempt] = (),
+    within: int = 1,
+    longest_first: bool = False,
 ) -> Limit:
     """Find the longest chain that works; what works at a length is taken to work at every shorter one.
 
     :param attempt: tries a length; asked for each at most once.
     :param most: the longest that is tried.
+    :param known: what was tried before.
+    :param within: stop when the limit is known to so many layers.
     :param longest_first: try it at once, where it is likely to work; a chain that took too long is not bisected then.
     """
-    good, bad = None, None
-    low, high = 0, most + 1
-    if longest_first:
+    tried = list(known)
+    good = max((found for found in tried if works(found)), key=_length, default=None)
+    low = good.length if good else 0
+    bad = min((found for found in tried if not works(found) and found.length > low), key=_length, default=None)
+    high = bad.length if bad else most + 1
+    if longest_first and high > most > low:
         found = attempt(most)
         if works(found):
             return Limit(found)
-        if found.signal == signal.SIGALRM:
-            return Limit(None, found)
         bad, high = found, most
-    while high - low > 1:
+    if longest_first and bad and bad.signal == signal.SIGALRM:
+        return Limit(good, bad)
+    while high - low > within:
         middle = (low + high) // 2
         found = attempt(middle)
         if works(found):
@@ -105,17 +113,23 @@ def bisect(
     return Limit(good, bad)
 
 
-def attempt_length(qemu: Qemu, image: Path, length: int, virtual_size: int) -> Attempt:
+def _length(attempt: Attempt) -> int:
+    return attempt.length
+
+
+def attempt_length(
+    qemu: Qemu, image: Path, length: int, virtual_size: int, *, open_timeout_s: float = OPEN_TIMEOUT_S
+) -> Attempt:
     """Open a chain and read a little of it all over the disk.
 
     :param virtual_size: bytes, of the disk.
+    :param open_timeout_s: a chain that is not open by then counts as one that does not open.
     :raise QemuError: if it fails in another way than by a crash.
     """
     began = time.monotonic()
     try:
-        requests = max(_PLACES, min(_MOST_READS, _READS_TIMES_SQUARE // length**2))
         place = (4096, _step(virtual_size))
-        with reading(qemu, image, place, requests=requests, open_timeout_s=OPEN_TIMEOUT_S) as (process, go, wait):
+        with reading(qemu, image, place, requests=_PLACES, open_timeout_s=open_timeout_s) as (process, go, wait, *_):
             open_s = time.monotonic() - began
             descriptors = _descriptors(process.pid)
             go()
@@ -168,6 +182,13 @@ def _tell(stack: tuple[Frame, ...]) -> str:
     frames = [f for f in stack if not f.label.endswith("_[k]") and not f.label.startswith(("[deeper", "[unknown"))]
     innermost = reversed(frames[-_FRAMES:])
     return " < ".join(f"{' > '.join(f.functions)} x{f.turns}" if f.turns else f.label for f in innermost)
+
+
+def describe_attempt(attempt: Attempt) -> str:
+    """Say in one line what happened at a length."""
+    opened = f"open after {attempt.open_s:.1f} s" if attempt.open_s is not None else "not opened"
+    ended = "took too long" if attempt.signal == signal.SIGALRM else f"ended by {describe_end(-(attempt.signal or 0))}"
+    return f"{attempt.length:,} layers: {opened}, " + ("every read answered" if attempt.reads else ended)
 
 
 def describe_limit(limit: Limit, what: str) -> str:

@@ -19,7 +19,9 @@ from chainlift.results.stacks import Stacks
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from contextlib import AbstractContextManager
 
+    from chainlift.qemu.bench import Held, Working
     from chainlift.qemu.binary import Qemu
     from chainlift.qemu.process import QemuProcess
 
@@ -154,11 +156,13 @@ def profile_workload(
     require_profiling(qemu)
     with tempfile.TemporaryDirectory(prefix="profile-", dir=scratch) as name:
         folder = Path(name)
-        working = streaming(qemu, image, folder, cache=cache) if workload == "stream" else None
-        if working is None:
-            working = reading(qemu, image, READS[workload], cache=cache, aio=aio)
+        working: AbstractContextManager[Working | Held] = (
+            streaming(qemu, image, folder, cache=cache)
+            if workload == "stream"
+            else reading(qemu, image, READS[workload], cache=cache, aio=aio)
+        )
         data = folder / "perf.data"
-        with working as (process, go, wait):
+        with working as (process, go, wait, *_):
             try:
                 with PerfRecorder(process.pid, data, frequency_hz=frequency_hz) as perf:
                     perf.begin()

@@ -6,6 +6,7 @@ A result directory holds::
     environment.json    :class:`Environment`, one entry a QEMU
     chain.json          :class:`ChainShape`
     samples.jsonl       one :class:`Sample` a line, appended and synced as it was taken; never rewritten
+    attempts.jsonl      one :class:`LimitAttempt` a line: each length that the limits test tried
     results.csv         the samples, tidy: one row a sample and metric
     profiles/           folded stacks, speedscope files and flame graphs
     report.html         drawn from the files above, and from nothing else
@@ -63,6 +64,21 @@ class Sample(_Frozen):
     def name(self) -> tuple[str, str, str, str, int, int]:
         """What makes the sample the one it is."""
         return (self.test, self.variant, self.qemu, self.lift, self.length, self.repeat)
+
+
+class LimitAttempt(_Frozen):
+    """What happened to a QEMU at one length, when the longest chain was looked for."""
+
+    qemu: str
+    repeat: int = Field(ge=0)
+    length: int = Field(ge=1)
+    started_at: datetime
+    #: Until the chain was open; missing where it never was.
+    open_s: float | None = None
+    #: Open ones then.
+    file_descriptors: int | None = None
+    #: What ended QEMU; missing where every read was answered. SIGALRM (14): it took too long, and we ended it.
+    signal: int | None = None
 
 
 class FilePlace(_Frozen):

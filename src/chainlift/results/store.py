@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from chainlift.errors import InputError
-from chainlift.results.model import SCHEMA, ChainShape, Environment, Sample
+from chainlift.results.model import SCHEMA, ChainShape, Environment, LimitAttempt, Sample
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -23,6 +23,7 @@ PLAN = "plan.toml"
 ENVIRONMENT = "environment.json"
 CHAIN = "chain.json"
 SAMPLES = "samples.jsonl"
+ATTEMPTS = "attempts.jsonl"
 CSV = "results.csv"
 REPORT = "report.html"
 PROFILES = "profiles"
@@ -110,27 +111,19 @@ class ResultDirectory:
 
         :raise InputError: if a whole line is no sample.
         """
-        path = self.path / SAMPLES
-        if not path.exists():
-            return []
-        found: dict[object, Sample] = {}
-        lines = path.read_bytes().split(b"\n")
-        for number, line in enumerate(lines[:-1], start=1):
-            try:
-                sample = Sample.model_validate_json(line)
-            except ValidationError as error:
-                raise InputError(f"line {number}: not a sample: {_first(error)}", path=path) from error
-            found[sample.name] = sample
-        return list(found.values())
+        return list({sample.name: sample for sample in self._lines(SAMPLES, Sample, "a sample")}.values())
 
     def append(self, sample: Sample) -> None:
         """Add a sample; it is on disk when this returns."""
-        path = self.path / SAMPLES
-        with path.open("a+b") as stream:
-            self._drop_partial_line(stream)
-            stream.write(sample.model_dump_json(exclude_none=True).encode() + b"\n")
-            stream.flush()
-            os.fsync(stream.fileno())
+        self._append(SAMPLES, sample)
+
+    def attempts(self) -> list[LimitAttempt]:
+        """Return every attempt of the limits test, in the order they were made; the rest is as for samples."""
+        return self._lines(ATTEMPTS, LimitAttempt, "an attempt")
+
+    def append_attempt(self, attempt: LimitAttempt) -> None:
+        """Add an attempt; it is on disk when this returns."""
+        self._append(ATTEMPTS, attempt)
 
     def write_csv(self, samples: Iterable[Sample]) -> None:
         """Write the samples as a tidy table: one row a sample and metric."""
@@ -145,6 +138,25 @@ class ResultDirectory:
             for metric, value in sample.metrics.items() or [("", "")]:
                 writer.writerow([*head, metric, value])
         write_atomically(self.path / CSV, text.getvalue())
+
+    def _lines(self, name: str, model: type[_M], what: str) -> list[_M]:
+        path = self.path / name
+        if not path.exists():
+            return []
+        found = []
+        for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+            try:
+                found.append(model.model_validate_json(line))
+            except ValidationError as error:
+                raise InputError(f"line {number}: not {what}: {_first(error)}", path=path) from error
+        return found
+
+    def _append(self, name: str, line: BaseModel) -> None:
+        with (self.path / name).open("a+b") as stream:
+            self._drop_partial_line(stream)
+            stream.write(line.model_dump_json(exclude_none=True).encode() + b"\n")
+            stream.flush()
+            os.fsync(stream.fileno())
 
     @staticmethod
     def _drop_partial_line(stream: io.BufferedRandom | object) -> None:

@@ -180,6 +180,10 @@ class StreamProbe:
         """See :class:`~chainlift.study.probe.Probe`."""
         return plan.stream_lengths or plan.lengths
 
+    def repeats(self, plan: Plan) -> int:
+        """See :func:`~chainlift.study.probe.repeats_of`."""
+        return plan.stream_repeats or plan.repeats
+
     def measure(self, setup: Setup) -> Iterator[Reading]:
         """See :class:`~chainlift.study.probe.Probe`."""
         with setup.boot() as guest:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from chainlift.study.host_read import Pattern, host_read, patterns
+from chainlift.study.host_read import Pace, Pattern, host_read, patterns
 from chainlift.study.probe import Probe, Reading, Setup, register
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ class HostProbe:
     boots_guest: ClassVar[bool] = False
 
     pattern: Pattern
+    pace: Pace = field(default_factory=Pace, compare=False)
 
     @property
     def title(self) -> str:
@@ -35,11 +36,13 @@ class HostProbe:
 
     def lengths(self, plan: Plan) -> Sequence[int]:
         """See :class:`~chainlift.study.probe.Probe`."""
-        return plan.lengths
+        sequential = plan.host_read.sequential_lengths if "-seq-" in self.pattern.variant else ()
+        return sequential or plan.lengths
 
     def measure(self, setup: Setup) -> Iterator[Reading]:
         """See :class:`~chainlift.study.probe.Probe`."""
         plan = setup.plan
+        where = (setup.qemu.label, setup.lift, setup.length)
         found = host_read(
             setup.qemu,
             setup.image,
@@ -47,10 +50,12 @@ class HostProbe:
             cache=plan.cache,
             aio=plan.aio,
             budget_s=plan.host_read.budget_s,
+            request_s=self.pace.foresee(*where),
         )
         if found.metrics is None:
             yield Reading("host", self.pattern.variant, outcome="crashed", signal=found.signal, detail=found.crash)
         else:
+            self.pace.learn(*where, found.metrics)
             yield Reading("host", self.pattern.variant, found.metrics)
 
 

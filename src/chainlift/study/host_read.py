@@ -1,32 +1,35 @@
 """Reads through QEMU's block layer without a guest: ``qemu-img bench`` on the active layer.
 
-Each measurement is a process of its own, so caches start empty and peak memory is that access pattern's own. Time is
-what ``qemu-img bench`` takes for the requests; the opening of the chain, which takes seconds on a long one, is
-measured by a run with a single request and taken off the CPU time.
+Each measurement is a process of its own, so caches start empty and peak memory is that access pattern's own. The
+process is held when the chain is open, and again before it closes it: times are those of the requests alone.
 """
 
 from __future__ import annotations
 
 import re
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from chainlift.errors import QemuError
+from chainlift.errors import QemuCrashed, QemuError
 from chainlift.host.process import describe_end, last_lines
-from chainlift.qemu.process import run_tool
+from chainlift.qemu.bench import reading
+from chainlift.qemu.memory import read_resident_set
+from chainlift.study.cpu import cpu_times
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from chainlift.host.process import Finished
     from chainlift.qemu.binary import Qemu
     from chainlift.study.plan import Plan
 
 _COMPLETED = re.compile(r"Run completed in ([0-9.]+) seconds")
-#: Requests of the run that decides how many are affordable.
+#: Requests of a first run, where nothing is known of what one takes.
 _PILOT_REQUESTS = 8
-#: CPU time that is less than this times the opening's cannot be told from the opening's own spread.
-_OPENING_NOISE = 1.0
+#: A run that used less of its budget than this is made again with more requests.
+_LEAST_SHARE = 0.25
+#: With which power of the chain's length a request's time is taken to grow, to foresee it: rather too much.
+_GROWTH = 2.5
 KIB, MIB = 1 << 10, 1 << 20
 
 
@@ -52,6 +55,23 @@ class HostRead:
     signal: int | None = None
 
 
+class Pace:
+    """What a request took so far, by chain length: how many are affordable is known before a chain is opened."""
+
+    def __init__(self) -> None:
+        self._request_s: dict[tuple[str, str], dict[int, float]] = {}
+
+    def learn(self, qemu: str, lift: str, length: int, metrics: dict[str, float]) -> None:
+        """Keep what a measurement at this length has shown."""
+        self._request_s.setdefault((qemu, lift), {})[length] = metrics["wall_s"] / metrics["requests"]
+
+    def foresee(self, qemu: str, lift: str, length: int) -> float | None:
+        """Return about how many seconds a request takes, at most; None where nothing is known."""
+        known = self._request_s.get((qemu, lift), {})
+        nearest = max((n for n in known if n <= length), default=None)
+        return None if nearest is None else known[nearest] * float((length / nearest) ** _GROWTH)
+
+
 def patterns(plan: Plan) -> list[Pattern]:
     """Return the patterns that a plan asks for, the one that warms the host's page cache first."""
     host, disk = plan.host_read, plan.chain.size
@@ -68,59 +88,75 @@ def patterns(plan: Plan) -> list[Pattern]:
     return found
 
 
-def host_read(qemu: Qemu, image: Path | str, pattern: Pattern, *, cache: str, aio: str, budget_s: float) -> HostRead:
+def host_read(
+    qemu: Qemu,
+    image: Path | str,
+    pattern: Pattern,
+    *,
+    cache: str,
+    aio: str,
+    budget_s: float,
+    request_s: float | None = None,
+) -> HostRead:
     """Measure one pattern on an image.
 
     :param image: a qcow2 image's path, or a ``json:`` name.
     :param budget_s: make fewer requests where all of them would take longer.
+    :param request_s: what one is expected to take, where that is known.
     :raise QemuError: if ``qemu-img bench`` fails without crashing.
     """
-    opened = _bench(qemu, image, pattern, 1, cache, aio)
-    if opened.returncode < 0:
-        return _crashed(opened)
-    pilot = _bench(qemu, image, pattern, min(_PILOT_REQUESTS, pattern.requests), cache, aio)
-    if pilot.returncode < 0:
-        return _crashed(pilot)
-    per_request_s = _run_s(pilot) / min(_PILOT_REQUESTS, pattern.requests)
-    affordable = int(budget_s / per_request_s) if per_request_s > 0 else pattern.requests
-    requests = min(pattern.requests, max(affordable, _PILOT_REQUESTS))
-    finished = _bench(qemu, image, pattern, requests, cache, aio)
+    requests = _PILOT_REQUESTS if request_s is None else _affordable(budget_s, request_s)
+    while True:
+        requests = min(requests, pattern.requests)
+        found = _measure(qemu, image, pattern, requests, cache, aio)
+        if found.metrics is None or requests == pattern.requests or found.metrics["wall_s"] >= _LEAST_SHARE * budget_s:
+            return found
+        requests = max(2 * requests, _affordable(budget_s, found.metrics["wall_s"] / requests))
+
+
+def _affordable(budget_s: float, request_s: float) -> int:
+    return max(_PILOT_REQUESTS, int(budget_s / max(request_s, 1e-9)))
+
+
+def _measure(qemu: Qemu, image: Path | str, pattern: Pattern, requests: int, cache: str, aio: str) -> HostRead:
+    began = time.monotonic()
+    try:
+        with reading(
+            qemu,
+            image,
+            (pattern.size, pattern.step),
+            requests=requests,
+            depth=min(pattern.depth, requests),
+            cache=cache,
+            aio=aio,
+        ) as work:
+            open_s = time.monotonic() - began
+            resident = read_resident_set(work.process.pid)
+            user, system = cpu_times(work.process.pid)
+            work.go()
+            cpu = cpu_times(work.process.pid) if work.until_done() else None
+            work.go()
+            finished = work.process.wait()
+            said = work.said()
+    except QemuCrashed as error:
+        end = describe_end(error.returncode)
+        return HostRead(None, crash=f"qemu-img ended by {end} when it opened the chain", signal=error.signal)
     if finished.returncode < 0:
-        return _crashed(finished)
+        return HostRead(None, crash=f"qemu-img ended by {describe_end(finished.returncode)}", signal=finished.signal)
+    match = _COMPLETED.search(said)
+    if finished.returncode or match is None:
+        text = last_lines(finished.stderr) or last_lines(said)
+        raise QemuError(f"qemu-img bench failed ({describe_end(finished.returncode)}): {text}", path=image)
     metrics = {
-        "wall_s": _run_s(finished),
+        "wall_s": float(match[1]),
         "requests": requests,
         "bytes": requests * pattern.size,
         "peak_rss_bytes": finished.peak_rss_bytes,
-        "open_s": max(0.0, opened.wall_s - _run_s(opened)),
-        "open_peak_rss_bytes": opened.peak_rss_bytes,
+        "open_s": open_s,
+        "open_cpu_s": user + system,
     }
-    opening_s = opened.cpu_user_s + opened.cpu_sys_s
-    if finished.cpu_user_s + finished.cpu_sys_s - opening_s > _OPENING_NOISE * opening_s:
-        metrics["cpu_user_s"] = max(0.0, finished.cpu_user_s - opened.cpu_user_s)
-        metrics["cpu_sys_s"] = max(0.0, finished.cpu_sys_s - opened.cpu_sys_s)
+    if cpu is not None:  # requests so few and fast that it was done before it could be held have no CPU time
+        metrics |= {"cpu_user_s": max(0.0, cpu[0] - user), "cpu_sys_s": max(0.0, cpu[1] - system)}
+    if resident is not None:
+        metrics["open_rss_bytes"] = resident.own_bytes + resident.shared_bytes
     return HostRead(metrics)
-
-
-def _bench(qemu: Qemu, image: Path | str, pattern: Pattern, requests: int, cache: str, aio: str) -> Finished:
-    argv = qemu.command(
-        "img", "bench", "-f", "qcow2", "-t", cache, "-i", aio,
-        "-c", str(requests), "-d", str(min(pattern.depth, requests)),
-        "-s", str(pattern.size), "-S", str(pattern.step), str(image),
-    )  # fmt: skip
-    finished = run_tool(argv, check=False, environment=qemu.environment)
-    if finished.returncode > 0:
-        said = last_lines(finished.stderr) or last_lines(finished.stdout)
-        raise QemuError(f"qemu-img bench failed ({describe_end(finished.returncode)}): {said}", path=str(image))
-    return finished
-
-
-def _run_s(finished: Finished) -> float:
-    match = _COMPLETED.search(finished.stdout)
-    if match is None:
-        raise QemuError(f"qemu-img bench did not say how long it took: {last_lines(finished.stdout)}")
-    return float(match[1])
-
-
-def _crashed(finished: Finished) -> HostRead:
-    return HostRead(None, crash=f"qemu-img ended by {describe_end(finished.returncode)}", signal=finished.signal)

@@ -36,6 +36,10 @@ class HostStreamProbe:
         """See :class:`~chainlift.study.probe.Probe`."""
         return plan.stream_lengths or plan.lengths
 
+    def repeats(self, plan: Plan) -> int:
+        """See :func:`~chainlift.study.probe.repeats_of`."""
+        return plan.stream_repeats or plan.repeats
+
     def measure(self, setup: Setup) -> Iterator[Reading]:
         """See :class:`~chainlift.study.probe.Probe`."""
         with streaming(setup.qemu, setup.image, setup.scratch, cache=setup.plan.cache) as (process, go, wait):

@@ -5,10 +5,14 @@ It works on the whole chain once, not at each length: its samples stand under th
 
 from __future__ import annotations
 
-from dataclasses import replace
+import signal
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, ClassVar
 
-from chainlift.qemu.limits import Attempt, attempt_length, bisect, crash_place, describe_limit
+from chainlift.qemu.limits import Attempt, attempt_length, bisect, crash_place, describe_attempt, describe_limit
+from chainlift.results.model import LimitAttempt
+from chainlift.results.store import ResultDirectory
 from chainlift.study.probe import Probe, Reading, Setup, register
 
 if TYPE_CHECKING:
@@ -32,22 +36,36 @@ class LimitsProbe:
 
     def measure(self, setup: Setup) -> Iterator[Reading]:
         """See :class:`~chainlift.study.probe.Probe`."""
-        size = setup.plan.chain.size
-        attempts: dict[int, Attempt] = {}
+        plan, size = setup.plan, setup.plan.chain.size
+        results = ResultDirectory(setup.results)
+        # Those of a study that was interrupted count.
+        attempts = {
+            found.length: Attempt(found.length, found.open_s, found.file_descriptors, found.signal)
+            for found in results.attempts()
+            if (found.qemu, found.repeat) == (setup.qemu.label, setup.repeat)
+        }
 
         def attempt(length: int) -> Attempt:
-            if length not in attempts:
-                setup.progress.note(f"limits: QEMU {setup.qemu.label}, {length} layers")
-                attempts[length] = attempt_length(setup.qemu, setup.chain.layer(length), length, size)
-            return attempts[length]
+            started_at = datetime.now(UTC)
+            image = setup.chain.layer(length)
+            found = attempt_length(setup.qemu, image, length, size, open_timeout_s=plan.limits.attempt_s)
+            attempts[length] = found
+            results.append_attempt(
+                LimitAttempt(qemu=setup.qemu.label, repeat=setup.repeat, started_at=started_at, **asdict(found))
+            )
+            setup.progress.note(f"limits: QEMU {setup.qemu.label}: {describe_attempt(found)}")
+            return found
 
         # Reading first: what it tries is short of what takes minutes to open.
         for what in ("read", "open"):
-            limit = bisect(attempt, _reads if what == "read" else _opens, setup.length, longest_first=what == "open")
-            if limit.longest is None:
-                # Opening the longest took too long: say how far the attempts at reading came.
-                opened = [a for a in attempts.values() if a.opens]
-                limit = replace(limit, longest=max(opened, key=lambda a: a.length, default=None))
+            limit = bisect(
+                attempt,
+                _reads if what == "read" else _opens,
+                setup.length,
+                known=attempts.values(),
+                within=plan.limits.within,
+                longest_first=what == "open",
+            )
             metrics: dict[str, float] = {"longest": float(limit.longest.length if limit.longest else 0)}
             failure = limit.shortest_failure
             if limit.longest and limit.longest.open_s is not None:
@@ -55,7 +73,7 @@ class LimitsProbe:
                 if limit.longest.file_descriptors is not None:
                     metrics |= {"file_descriptors": float(limit.longest.file_descriptors)}
             place = None
-            if failure and failure.signal:
+            if failure and failure.signal and failure.signal != signal.SIGALRM:
                 metrics["signal"] = float(failure.signal)
                 # At the limit itself a few bytes of stack decide; a little further it dies for certain.
                 further = min(setup.length, failure.length + failure.length // 20)

@@ -142,11 +142,19 @@ class HostReadPlan(_Table):
         60.0, gt=0, description="a measurement that would take longer makes fewer requests; costs are shown per request"
     )
     depths: tuple[int, ...] = Field((1, 32), min_length=1, description="requests in flight")
+    sequential_lengths: tuple[int, ...] = Field(
+        (), description="lengths at which 64 KiB and 4 MiB are read; empty: at all"
+    )
 
     @field_validator("depths")
     @classmethod
     def _depths(cls, value: tuple[int, ...]) -> tuple[int, ...]:
         return _distinct(value, low=1, high=1024)
+
+    @field_validator("sequential_lengths")
+    @classmethod
+    def _lengths(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        return _distinct(value, low=1, high=5000)
 
 
 class RandomPlan(_Table):
@@ -166,6 +174,7 @@ class ProfilePlan(_Table):
         description="what is profiled: dd and block-stream in a guest, or the same kinds of work without one",
     )
     lengths: tuple[int, ...] = Field((), description="lengths at which profiles are made; empty: at all")
+    repeats: int = Field(1, ge=1, le=100, description="times that each is made; at most as often as all is measured")
     seconds: float = Field(5.0, ge=0.5, le=600, description="how long host work is recorded; a guest's is, to its end")
 
     @field_validator("lengths")
@@ -177,6 +186,15 @@ class ProfilePlan(_Table):
     @classmethod
     def _once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return _distinct(value)
+
+
+class LimitsPlan(_Table):
+    """The longest chain that a QEMU opens and reads."""
+
+    within: int = Field(1, ge=1, le=1000, description="the limit is found to this many layers")
+    attempt_s: float = Field(
+        900.0, ge=1, le=86400, description="seconds that a chain may take to open before it counts as not opened"
+    )
 
 
 class Plan(_Table):
@@ -203,6 +221,7 @@ class Plan(_Table):
         description="guest: block-stream under a running guest; host: the same in a storage daemon, without one",
     )
     stream_lengths: tuple[int, ...] = Field((), description="lengths at which streams are measured; empty: at all")
+    stream_repeats: int = Field(0, ge=0, le=100, description="times that streams are measured; 0: as all else")
     accelerator: Literal["auto", "kvm", "tcg"] = Field(
         "auto", description="auto: KVM where a guest really boots under it, else emulation"
     )
@@ -216,6 +235,7 @@ class Plan(_Table):
     host_read: HostReadPlan = Field(default_factory=HostReadPlan)
     random: RandomPlan = Field(default_factory=RandomPlan)
     profile: ProfilePlan = Field(default_factory=ProfilePlan)
+    limits: LimitsPlan = Field(default_factory=LimitsPlan)
 
     @field_validator("lengths", "guest_lengths", "lift_lengths", "stream_lengths")
     @classmethod
@@ -236,6 +256,7 @@ class Plan(_Table):
             "lift_lengths": self.lift_lengths,
             "stream_lengths": self.stream_lengths,
             "profile.lengths": self.profile.lengths,
+            "host_read.sequential_lengths": self.host_read.sequential_lengths,
         }
         for key, lengths in chosen.items():
             if unknown := set(lengths) - set(self.lengths):

@@ -113,6 +113,12 @@ def boots_guest(probe: Probe) -> bool:
     return getattr(probe, "boots_guest", True)
 
 
+def repeats_of(probe: Probe, plan: Plan) -> int:
+    """How often a probe runs; those that run less often than the plan's repeats have ``repeats(plan)``."""
+    repeats: Callable[[Plan], int] | None = getattr(probe, "repeats", None)
+    return plan.repeats if repeats is None else min(plan.repeats, repeats(plan))
+
+
 _REGISTRY: dict[str, Callable[[Plan], Sequence[Probe]]] = {}
 
 

@@ -63,6 +63,10 @@ class ProfileProbe:
         """See :class:`~chainlift.study.probe.Probe`."""
         return plan.profile.lengths or plan.lengths
 
+    def repeats(self, plan: Plan) -> int:
+        """See :func:`~chainlift.study.probe.repeats_of`."""
+        return plan.profile.repeats
+
     def measure(self, setup: Setup) -> Iterator[Reading]:
         """See :class:`~chainlift.study.probe.Probe`."""
         try:

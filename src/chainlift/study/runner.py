@@ -1,7 +1,8 @@
 """Running a study: every probe at every length, with every QEMU and lift, as often as the plan says.
 
 Repeats are interleaved over lengths, so that a slow hour of the machine falls on all of them alike. Every sample is on
-disk before the next is taken; a study that continues skips what it has.
+disk before the next is taken; a study that continues skips what it has. What QEMU has crashed of once is not tried in
+later repeats: it crashes again, and may take minutes to come to that.
 """
 
 from __future__ import annotations
@@ -12,15 +13,16 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from chainlift.errors import ImageError, OperationError, QemuCrashed, one_line
+from chainlift.errors import ImageError, OperationError, PlanError, QemuCrashed, one_line
 from chainlift.results.model import GuestFacts, Sample
-from chainlift.results.store import ENVIRONMENT, ResultDirectory
+from chainlift.results.store import ENVIRONMENT, PLAN, ResultDirectory
 from chainlift.study.active_layer import ActiveLayers, keep_cached, read_through, scratch_directory
 from chainlift.study.build import Bench, built_chain
 from chainlift.study.environment import describe_environment, places_of, require_same_machine
 from chainlift.study.lifts import check_lifts, makes_sense
+from chainlift.study.plan import parse_plan
 from chainlift.study.plan_text import plan_text
-from chainlift.study.probe import Probe, Reading, Setup, boots_guest, probes_of
+from chainlift.study.probe import Probe, Reading, Setup, boots_guest, probes_of, repeats_of
 from chainlift.study.space import measuring_bytes, require_space
 
 if TYPE_CHECKING:
@@ -51,7 +53,12 @@ class Cell:
     @property
     def sample_names(self) -> list[tuple[str, str, str, str, int, int]]:
         """The names of the samples that it gives, as :attr:`chainlift.results.model.Sample.name` has them."""
-        return [(test, variant, self.qemu, self.lift, self.length, self.repeat) for test, variant in self.probe.names]
+        return [(*name, self.repeat) for name in self.work]
+
+    @property
+    def work(self) -> list[tuple[str, str, str, str, int]]:
+        """What is measured, whichever repeat this is."""
+        return [(test, variant, self.qemu, self.lift, self.length) for test, variant in self.probe.names]
 
     def __str__(self) -> str:
         parts = [f"{self.probe.title} at length {self.length}"]
@@ -65,7 +72,12 @@ def cells_of(plan: Plan, probes: Sequence[Probe]) -> list[Cell]:
     found = []
     lifted_at = plan.lift_lengths or plan.lengths
     for repeat in range(plan.repeats):
-        wanted = [(n, p) for n in _all_lengths(plan, probes) for p in probes if n in p.lengths(plan)]
+        wanted = [
+            (n, p)
+            for n in _all_lengths(plan, probes)
+            for p in probes
+            if n in p.lengths(plan) and repeat < repeats_of(p, plan)
+        ]
         # Up and down in turns: a drift of the machine does not look like growth with the length.
         lengths = sorted({n for n, _ in wanted}, reverse=repeat % 2 == 1)
         found += [
@@ -91,7 +103,7 @@ def run_study(plan: Plan, out: Path, progress: Progress) -> ResultDirectory:
     check_lifts(plan)
     bench = Bench.find(plan)
     require_space(bench.chains, bench.bytes_to_build() + measuring_bytes(plan), f"the plan {plan.name}")
-    results = ResultDirectory.create(out, plan_text(plan.model_copy(update={"chains": ""})))
+    results = ResultDirectory.create(out, _text_of(plan.model_copy(update={"chains": ""}), out))
     cells = cells_of(plan, probes)
     done = {sample.name for sample in results.samples() if sample.outcome in _SETTLED}
     left = [cell for cell in cells if not done.issuperset(cell.sample_names)]
@@ -99,6 +111,15 @@ def run_study(plan: Plan, out: Path, progress: Progress) -> ResultDirectory:
         _measure(plan, bench, results, left, len(cells), progress)
     results.write_csv(results.samples())
     return results
+
+
+def _text_of(plan: Plan, out: Path) -> str:
+    """Return the plan's text: what the directory has where it means the same, lacking keys that came later."""
+    try:
+        text = (out / PLAN).read_text(encoding="utf-8")
+        return text if parse_plan(text) == plan else plan_text(plan)
+    except (OSError, UnicodeDecodeError, PlanError):
+        return plan_text(plan)
 
 
 def _measure(
@@ -118,12 +139,16 @@ def _measure(
             progress.stage("reading the chain into the page cache")
             read_through(files)
         layers = ActiveLayers(chain, scratch)
+        crashed = {sample.name[:-1] for sample in results.samples() if sample.outcome == "crashed"}
         progress.stage("measuring", total)
         for number, cell in enumerate(left, start=total - len(left)):
             progress.step(number, str(cell))
+            if crashed.issuperset(cell.work):
+                continue
             if plan.cache in _CACHED_MODES:
-                keep_cached(files)
-            _run_cell(plan, bench, results, chain, layers, cell, progress)
+                keep_cached(files[: cell.length + 1])
+            if _run_cell(plan, bench, results, chain, layers, cell, progress):
+                crashed.update(cell.work)
         progress.step(total)
         chain.check_unchanged(manifest)
 
@@ -136,13 +161,16 @@ def _run_cell(
     layers: ActiveLayers,
     cell: Cell,
     progress: Progress,
-) -> None:
+) -> bool:
+    """Measure one cell; return whether QEMU crashed under every name."""
     qemu = bench.qemus[cell.qemu]
     missing = list(cell.probe.names)
+    outcomes = []
     started_at, load = datetime.now(UTC), os.getloadavg()[0]
 
     def keep(reading: Reading) -> None:
         missing.remove((reading.test, reading.variant))
+        outcomes.append(reading.outcome)
         results.append(
             Sample(
                 test=reading.test,
@@ -191,6 +219,7 @@ def _run_cell(
         progress.note(f"{cell}: failed: {error}")
         for test, variant in list(missing):
             keep(Reading(test, variant, outcome="failed", detail=one_line(error.what)))
+    return set(outcomes) == {"crashed"}
 
 
 def _worked_before(results: ResultDirectory, cell: Cell) -> bool:

@@ -1,0 +1,57 @@
+"""QEMU held between opening a chain and its first request, and again before it closes it."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from chainlift.errors import QemuError
+from chainlift.qcow2.writer import write_image
+from chainlift.qemu.bench import reading
+from chainlift.qemu.binary import find_qemu
+
+pytestmark = pytest.mark.integration
+SIZE = 64 << 20
+
+
+@pytest.fixture
+def image(tmp_path):
+    write_image(tmp_path / "x.qcow2", virtual_size=SIZE, clusters=range(SIZE >> 16))
+    return tmp_path / "x.qcow2"
+
+
+def bytes_read(pid):
+    lines = Path(f"/proc/{pid}/io").read_text().splitlines()
+    return int(lines[0].removeprefix("rchar: "))
+
+
+def test_nothing_is_read_before_it_is_let_go(image):
+    with reading(find_qemu("host"), image, (1 << 20, 1 << 20), requests=64) as work:
+        opened = bytes_read(work.process.pid)
+        time.sleep(0.2)
+        assert bytes_read(work.process.pid) == opened < 1 << 20
+        assert work.said() == ""
+        work.go()
+        assert work.until_done()
+        assert bytes_read(work.process.pid) - opened >= 64 << 20
+        assert work.said().startswith("Sending 64 read requests, 1048576 bytes each, 1 in parallel")
+        assert "completed" not in work.said()
+        assert work.process.running
+        work.go()
+        assert work.process.wait(60).returncode == 0
+        assert "Run completed in" in work.said()
+
+
+def test_leaving_ends_what_is_held(image):
+    with reading(find_qemu("host"), image, (4096, 4096)) as work:
+        assert work.process.running
+    assert not work.process.running
+
+
+def test_what_does_not_open_is_an_error_with_qemus_own_words(tmp_path):
+    (tmp_path / "x.qcow2").write_bytes(b"no image" * 1000)
+    with (
+        pytest.raises(QemuError, match=r"qemu-img bench failed: .*not in qcow2 format"),
+        reading(find_qemu("host"), tmp_path / "x.qcow2", (4096, 4096)),
+    ):
+        pass

@@ -40,6 +40,7 @@ def test_what_is_known_is_not_tried_again_and_the_limit_is_found_to_so_many_laye
     limit = bisect(attempt, lambda found: found.reads, most, known=known, within=within)
     longest = limit.longest.length if limit.longest else 0
     assert longest <= threshold <= longest + within - 1
+    assert (limit.shortest_failure is None) == (longest == most)
     assert len(asked) == len(set(asked))
 
 

@@ -110,6 +110,10 @@ def bisect(
             low, good = middle, found
         else:
             high, bad = middle, found
+    if bad is None and low < most:
+        # All that was tried works, and the longest is near: nothing has shown yet that it does not.
+        found = attempt(most)
+        return Limit(found) if works(found) else Limit(good, found)
     return Limit(good, bad)
 
 

@@ -11,11 +11,12 @@ from chainlift.errors import InputError
 from chainlift.qcow2.layout import Kind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from types import TracebackType
 
     from numpy.typing import NDArray
 
+    from chainlift.chain.digest import TablesDigest
     from chainlift.chain.layer import Layer
     from chainlift.chain.window import Window
 
@@ -63,14 +64,17 @@ class Chain:
         """Bytes of the disk that a guest sees."""
         return self.layers[0].virtual_size
 
-    def resolve(self, start: int = 0, end: int | None = None) -> Iterator[Window]:
+    def resolve(
+        self, start: int = 0, end: int | None = None, *, digests: Sequence[TablesDigest] | None = None
+    ) -> Iterator[Window]:
         """Resolve the chain: yield windows that cover the disk (or a part of it) without gaps, in ascending order.
 
         :param start: guest offset in bytes, rounded down to a granule.
         :param end: guest offset in bytes, rounded up to a granule; None: the disk's end.
+        :param digests: None, or one for each layer, to take in what its tables say: then no table is left unread.
         :raise ImageError: if a table that is needed is malformed or cut off.
         """
-        return Resolver(self).windows(start, self.virtual_size if end is None else end)
+        return Resolver(self, digests=digests).windows(start, self.virtual_size if end is None else end)
 
     def fall_depth(self, offsets: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the layer at which the search ends for offsets that no layer has: the last one that reaches them."""

@@ -16,11 +16,12 @@ from chainlift.qcow2.layout import SECTOR_SIZE, Kind
 from chainlift.qcow2.mapping import Mapping, TableReader
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
     from chainlift.chain.chain import Chain
+    from chainlift.chain.digest import TablesDigest
     from chainlift.chain.layer import Layer
     from chainlift.qcow2.image import Image
 
@@ -37,14 +38,19 @@ class Resolver:
     :param chain: the chain.
     :param tally: None, or an int64 array of shape (layers, kinds), zeros: every unit (subcluster or cluster) that a
         layer's tables speak of is counted in it, the invisible ones too. Nothing is then left unread.
+    :param digests: None, or one for each layer, to take in what its tables say of the disk; of everything, too.
     """
 
-    def __init__(self, chain: Chain, tally: NDArray[np.int64] | None = None) -> None:
+    def __init__(
+        self, chain: Chain, tally: NDArray[np.int64] | None = None, digests: Sequence[TablesDigest] | None = None
+    ) -> None:
         self._layers = chain.layers
         self._limits = chain.visible_sizes
         self._granularity = chain.granularity
         self._size = chain.virtual_size
         self._tally = tally
+        self._digests = digests
+        self._reads_all = tally is not None or digests is not None
         #: With a tally, the L2 tables of each layer.
         self.table_count = np.zeros(len(self._layers), dtype=np.int64)
         self._reader = TableReader()
@@ -120,7 +126,7 @@ class Resolver:
         for index, layer in enumerate(self._layers):
             limit = int(self._limits[index])
             canvas.close_from(limit)
-            if not canvas.remaining and self._tally is None:
+            if not canvas.remaining and not self._reads_all:
                 break
             if layer.image is None:
                 canvas.fill_raw(index)
@@ -137,7 +143,7 @@ class Resolver:
         if self._tally is not None:
             # A table that began in the window before was counted there.
             self.table_count[index] += np.count_nonzero(tables * image.table_span >= start)
-        elif len(tables):
+        elif len(tables) and not self._reads_all:
             wanted = canvas.has_open(tables * image.table_span, image.table_span)
             tables, offsets = tables[wanted], offsets[wanted]
         if not len(tables):
@@ -147,6 +153,8 @@ class Resolver:
             if self._tally is not None:
                 # A unit that began in the window before was counted there.
                 self._tally[index] += np.bincount(mapping.kind[mapping.unit * unit_size >= start], minlength=len(Kind))
+            if self._digests is not None:
+                self._digests[index].add(mapping)
             if canvas.remaining:
                 canvas.paint(index, mapping, unit_size, ends_at)
 

@@ -38,18 +38,24 @@ def command(
 
     With --qmp the disk is switched while its VM runs; IMAGE, --device or --node say which disk, if there are several.
     """
-    from chainlift.cli.byte_progress import byte_progress
-    from chainlift.lift.lifting import lift_index
-    from chainlift.lift.manifest import write_text
+    from concurrent.futures import ThreadPoolExecutor
+
     from chainlift.qemu.binary import find_qemu
-    from chainlift.units import format_bytes
+
+    # QEMU is asked for its version while numpy is imported: each takes as long as merging the tables of 100 layers.
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(find_qemu, qemu_name, need=["img"] if qmp is None else ["storage-daemon"])
+        from chainlift.cli.byte_progress import byte_progress
+        from chainlift.lift.lifting import lift_index
+        from chainlift.lift.manifest import write_text
+        from chainlift.units import format_bytes
+    qemu = found.result()
 
     switched = ""
     if qmp is not None:
         from chainlift.cli.live import describe_switch, session
         from chainlift.lift.live.lifts import lift_live, prepare_live_index
 
-        qemu = find_qemu(qemu_name, need=["storage-daemon"])
         with (
             session(qmp, device=device, node=node, image=image) as running,
             byte_progress("copying", copy_budget or 0) as progress,
@@ -60,7 +66,6 @@ def command(
         manifest, switched = result.manifest, f"; {describe_switch(result)}"
     else:
         image = need_image(image, device, node)
-        qemu = find_qemu(qemu_name, need=["img"])
         with byte_progress("copying", copy_budget or 0) as progress:
             manifest = lift_index(image, qemu, copy_budget_bytes=copy_budget or 0, progress=progress)
     if as_json:

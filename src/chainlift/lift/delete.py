@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -78,7 +78,7 @@ def delete_layers(prepared: Prepared, deletion: Deletion) -> None:
     """
     if not deletion.deletable:
         return
-    prepared.workspace.write_manifest(prepared.manifest.model_copy(update={"deleted": True}))
+    prepared.workspace.write_manifest(replace(prepared.manifest, deleted=True))
     for path in deletion.deletable:
         path.unlink(missing_ok=True)
     for directory in sorted({path.parent for path in deletion.deletable}):

@@ -19,11 +19,12 @@ from chainlift.qcow2 import layout, tables
 from chainlift.qcow2.layout import CompressionType
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
     from chainlift.chain import Chain
+    from chainlift.chain.digest import TablesDigest
     from chainlift.lift.files import SourceFile, Sources
     from chainlift.lift.workspace import Workspace
 
@@ -63,6 +64,7 @@ def build_index(
     descriptors: dict[str, int],
     workspace: Workspace,
     *,
+    digests: Sequence[TablesDigest] | None = None,
     copy_budget_bytes: int = 0,
     most_extents: int | None = None,
     rate_bytes_per_s: int | None = None,
@@ -73,12 +75,13 @@ def build_index(
     :param chain: everything under the image that is lifted.
     :param sources: its files.
     :param descriptors: an open file descriptor for each of them, by its path.
+    :param digests: one for each layer, to take in what its tables say.
     :param copy_budget_bytes: how much of the smallest layers may be copied, so that they need no extent.
     :param most_extents: copy no more than it takes to be left with so many; None copies what the budget allows.
     :raise ImageError: if a layer's name cannot be written into a VMDK descriptor.
     """
     name = workspace.fresh_name("index", (".table", ".vmdk"))
-    builder = _Builder(chain, sources, descriptors, workspace.path)
+    builder = _Builder(chain, sources, descriptors, workspace.path, digests)
     with workspace.new_file(f"{name}.table") as table:
         builder.resolve(table)
         builder.plan(copy_budget_bytes, most_extents)
@@ -109,10 +112,17 @@ class _Mixed:
 class _Builder:
     """One build: first every file has a provisional place in the linear space, then those that are kept a final one."""
 
-    def __init__(self, chain: Chain, sources: Sources, descriptors: dict[str, int], directory: Path) -> None:
+    def __init__(
+        self,
+        chain: Chain,
+        sources: Sources,
+        descriptors: dict[str, int],
+        directory: Path,
+        digests: Sequence[TablesDigest] | None,
+    ) -> None:
         self.chain = chain
         self.sources = sources.files
-        self._merger = Merger(chain, sources, index_cluster_size(chain))
+        self._merger = Merger(chain, sources, index_cluster_size(chain), digests=digests)
         self.cluster_size = index_cluster_size(chain)
         self.copied_clusters = 0
         self.kept: list[int] = []

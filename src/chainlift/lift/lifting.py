@@ -10,11 +10,14 @@ from __future__ import annotations
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from chainlift._version import __version__
+from chainlift.chain.digest import TablesDigest
 from chainlift.errors import ChainliftError
+from chainlift.lift.copying import Copied
 from chainlift.lift.delete import Deletion, delete_layers, plan_deletion
 from chainlift.lift.files import Sources
 from chainlift.lift.index import build_index
@@ -31,6 +34,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from chainlift.chain import Chain
+    from chainlift.lift.index import BuiltIndex
+    from chainlift.lift.source import Source
+    from chainlift.lift.squash import BuiltSquash
     from chainlift.qemu.binary import Qemu
 
 
@@ -76,6 +82,74 @@ class Prepared:
         )
 
 
+@dataclass(frozen=True)
+class _Work:
+    """A chain that is being lifted: its layers locked against writers, the directory beside the image held."""
+
+    source: Source
+    chain: Chain
+    sources: Sources
+    workspace: Workspace
+    #: An open file descriptor for each file of the sources, by its path.
+    descriptors: dict[str, int]
+    #: What each layer's tables say, taken in while they are merged.
+    digests: list[TablesDigest]
+
+    def publish(
+        self,
+        kind: Literal["index", "squash"],
+        built: BuiltIndex | BuiltSquash,
+        files: Sequence[str],
+        *,
+        onto: int | None = None,
+        extents: int = 0,
+        copied: Copied,
+    ) -> Prepared:
+        """Write the manifest of what was built.
+
+        :param files: names in the workspace.
+        :param onto: index of the layer that a squash stands on.
+        """
+        described = describe_layers(self.chain, self.sources, built.visible_clusters, self.digests)
+        count = len(described) if onto is None else sum(layer < onto for layer in self.sources.layer)
+        manifest = Manifest(
+            kind=kind,
+            chainlift=__version__,
+            created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            image=str(self.source.image),
+            original=self.source.original,
+            lifted=Pointer(name=built.backing_name, format="qcow2"),
+            layers=described[:count],
+            below=described[count:],
+            files=[identify(self.workspace.path / name) for name in files],
+            extents=extents,
+            virtual_size_bytes=self.chain.virtual_size,
+            cluster_size_bytes=built.cluster_size,
+            copied_bytes=copied.copied_bytes,
+            cloned_bytes=copied.cloned_bytes,
+        )
+        self.workspace.write_manifest(manifest)
+        return Prepared(manifest, self.workspace, self.source.manifest)
+
+
+@contextmanager
+def _working_on(image: str | os.PathLike[str], check: Callable[[Chain], object] | None = None) -> Iterator[_Work]:
+    """Open the chain under an image for a lift.
+
+    :param check: called before anything is made; raises to refuse.
+    """
+    source = find_source(image)
+    workspace = Workspace(source.image)
+    with as_errors(workspace), source.open_original() as chain:
+        require_liftable(chain)
+        if check is not None:
+            check(chain)
+        sources = Sources(chain)
+        with LayerLocks(files_of(chain, sources)) as locks, workspace.hold():
+            digests = [TablesDigest() for _ in chain.layers]
+            yield _Work(source, chain, sources, workspace, locks.descriptors, digests)
+
+
 @contextmanager
 def prepare_index(
     image: str | os.PathLike[str],
@@ -94,38 +168,20 @@ def prepare_index(
     :raise ImageError: if the image or its chain cannot be lifted; nothing is left behind.
     :raise OperationError: if the file system failed; nothing is left behind.
     """
-    source = find_source(image)
-    workspace = Workspace(source.image)
-    with as_errors(workspace), source.open_original() as chain:
-        require_liftable(chain)
-        sources = Sources(chain)
-        with LayerLocks(files_of(chain, sources)) as locks, workspace.hold():
-            built = build_index(
-                chain,
-                sources,
-                locks.descriptors,
-                workspace,
-                copy_budget_bytes=copy_budget_bytes,
-                most_extents=most_extents,
-                rate_bytes_per_s=rate_bytes_per_s,
-                progress=progress,
-            )
-            manifest = Manifest(
-                kind="index",
-                chainlift=__version__,
-                created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-                image=str(source.image),
-                original=source.original,
-                lifted=Pointer(name=built.backing_name, format="qcow2"),
-                layers=describe_layers(chain, sources, built.visible_clusters),
-                files=[identify(workspace.path / name) for name in (built.table, built.descriptor)],
-                extents=built.extents,
-                virtual_size_bytes=chain.virtual_size,
-                cluster_size_bytes=built.cluster_size,
-                copied_bytes=built.copied_bytes,
-            )
-            workspace.write_manifest(manifest)
-            yield Prepared(manifest, workspace, source.manifest)
+    with _working_on(image) as work:
+        built = build_index(
+            work.chain,
+            work.sources,
+            work.descriptors,
+            work.workspace,
+            digests=work.digests,
+            copy_budget_bytes=copy_budget_bytes,
+            most_extents=most_extents,
+            rate_bytes_per_s=rate_bytes_per_s,
+            progress=progress,
+        )
+        copied = Copied(copied_bytes=built.copied_bytes)
+        yield work.publish("index", built, [built.table, built.descriptor], extents=built.extents, copied=copied)
 
 
 def lift_index(
@@ -163,41 +219,19 @@ def prepare_squash(
     :raise ImageError: if the image or its chain cannot be lifted; nothing is left behind.
     :raise OperationError: if the file system failed; nothing is left behind.
     """
-    source = find_source(image)
-    workspace = Workspace(source.image)
-    with as_errors(workspace), source.open_original() as chain:
-        require_liftable(chain)
-        number = find_onto(chain, onto)
-        sources = Sources(chain)
-        with LayerLocks(files_of(chain, sources)) as locks, workspace.hold():
-            built = build_squash(
-                chain,
-                sources,
-                locks.descriptors,
-                workspace,
-                number,
-                rate_bytes_per_s=rate_bytes_per_s,
-                progress=progress,
-            )
-            described = describe_layers(chain, sources, built.visible_clusters)
-            replaced = [sources.layer[index] < number for index in range(len(described))]
-            manifest = Manifest(
-                kind="squash",
-                chainlift=__version__,
-                created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-                image=str(source.image),
-                original=source.original,
-                lifted=Pointer(name=built.backing_name, format="qcow2"),
-                layers=[layer for layer, gone in zip(described, replaced, strict=True) if gone],
-                below=[layer for layer, gone in zip(described, replaced, strict=True) if not gone],
-                files=[identify(workspace.path / built.name)],
-                virtual_size_bytes=chain.virtual_size,
-                cluster_size_bytes=built.cluster_size,
-                copied_bytes=built.copied.copied_bytes,
-                cloned_bytes=built.copied.cloned_bytes,
-            )
-            workspace.write_manifest(manifest)
-            yield Prepared(manifest, workspace, source.manifest)
+    with _working_on(image, partial(find_onto, onto=onto)) as work:
+        number = find_onto(work.chain, onto)
+        built = build_squash(
+            work.chain,
+            work.sources,
+            work.descriptors,
+            work.workspace,
+            number,
+            digests=work.digests,
+            rate_bytes_per_s=rate_bytes_per_s,
+            progress=progress,
+        )
+        yield work.publish("squash", built, [built.name], onto=number, copied=built.copied)
 
 
 def lift_squash(

@@ -16,11 +16,12 @@ import numpy as np
 from chainlift.chain import Kind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
     from chainlift.chain import Chain, Window
+    from chainlift.chain.digest import TablesDigest
     from chainlift.lift.files import SourceFile, Sources
 
 #: Clusters in a piece at most: what is expanded to one element a cluster stays small.
@@ -129,12 +130,21 @@ class Merger:
     :param cluster_size: of what is written, in bytes, a power of two, at least a sector.
     :param below: layers that are not merged: their clusters are holes.
     :param sparse: what is a hole in the file of a raw layer reads as zeros and is no data.
+    :param digests: None, or one for each layer, to take in what its tables say.
     """
 
     def __init__(
-        self, chain: Chain, sources: Sources, cluster_size: int, *, below: Below | None = None, sparse: bool = False
+        self,
+        chain: Chain,
+        sources: Sources,
+        cluster_size: int,
+        *,
+        below: Below | None = None,
+        sparse: bool = False,
+        digests: Sequence[TablesDigest] | None = None,
     ) -> None:
         self._chain = chain
+        self._digests = digests
         self._size = cluster_size
         self._below = below
         self._sparse = sparse
@@ -158,7 +168,7 @@ class Merger:
             yield found
 
     def _windows(self) -> Iterator[tuple[Window, Fragments]]:
-        for window in self._chain.resolve():
+        for window in self._chain.resolve(digests=self._digests):
             found = self._fragments(window)
             yield window, self._without_holes(found) if self._sparse else found
 

@@ -13,7 +13,7 @@ from chainlift.chain.linear import ExtentsFile
 from chainlift.chain.names import parse_name
 from chainlift.errors import ImageError, InputError
 from chainlift.lift.descriptor import index_descriptor
-from chainlift.lift.manifest import FileIdentity, Layer, Manifest, Pointer
+from chainlift.lift.manifest import NAME, FileIdentity, Layer, Manifest, Pointer, Tables, read_manifest
 from chainlift.lift.workspace import lift_directory, read_lift
 from chainlift.qcow2.file import ImageFile
 from chainlift.qcow2.image import read_header
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from chainlift.chain import Chain
     from chainlift.chain import Layer as ChainLayer
+    from chainlift.chain.digest import TablesDigest
     from chainlift.lift.files import Sources
     from chainlift.qcow2.header import Header
 
@@ -141,25 +142,41 @@ def identify(path: Path, *, metadata_sha256: str | None = None) -> FileIdentity:
     )
 
 
-def describe_layers(chain: Chain, sources: Sources, visible: Sequence[int]) -> list[Layer]:
-    """Return what the manifest says of each file with clusters that a lift stands on.
-
-    Of an index that is a layer of the chain (an image above a lifted one is lifted again) these are the files it
-    points into, and its own table.
+def describe_layers(
+    chain: Chain, sources: Sources, visible: Sequence[int], digests: Sequence[TablesDigest]
+) -> list[Layer]:
+    """Describe every file with clusters, in the chain's order; of an index below, the files it points into.
 
     :param visible: clusters of each file that can be seen.
+    :param digests: of each layer's tables, with all of the disk taken in.
     """
     found = []
+    known: dict[str, Layer] | None = None
     for number, source in enumerate(sources.files):
-        layer = chain.layers[sources.layer[number]]
+        position = sources.layer[number]
+        layer = chain.layers[position]
         if isinstance(layer.file, ExtentsFile):
-            found.append(_describe_file(source.file, visible[number]))
+            known = _described_below(layer.file) if known is None else known
+            found.append(_describe_file(source.file, visible[number], known))
         else:
-            found.append(_describe(layer, visible[number]))
+            tables = None
+            if layer.image is not None:
+                span = min(layer.virtual_size, chain.virtual_size)
+                tables = Tables(sha256=digests[position].hexdigest(), span_bytes=span)
+            found.append(_describe(layer, visible[number], tables))
     return found
 
 
-def _describe(layer: ChainLayer, visible: int) -> Layer:
+def _described_below(index: ExtentsFile) -> dict[str, Layer]:
+    """Return what the manifest of the lift that an index belongs to says of the files under it, by their paths."""
+    try:
+        manifest = read_manifest(Path(index.path).with_name(NAME))
+    except ImageError:
+        return {}  # verify has less to compare then
+    return {layer.identity.path: layer for layer in manifest.layers}
+
+
+def _describe(layer: ChainLayer, visible: int, tables: Tables | None) -> Layer:
     backing = None
     if layer.backing_name is not None:
         backing = Pointer(name=layer.backing_name, format=layer.backing_format)
@@ -170,15 +187,20 @@ def _describe(layer: ChainLayer, visible: int) -> Layer:
         backing=backing,
         visible_clusters=visible,
         data_file=identify(_absolute(layer.data_file.path)) if own_data_file else None,
+        tables=tables,
     )
 
 
-def _describe_file(file: ImageFile, visible: int) -> Layer:
+def _describe_file(file: ImageFile, visible: int, known: dict[str, Layer]) -> Layer:
     digest = metadata_digest(file)
+    identity = identify(_absolute(file.path), metadata_sha256=digest)
+    before = known.get(identity.path)
     return Layer(
-        identity=identify(_absolute(file.path), metadata_sha256=digest),
+        identity=identity,
         format="raw" if digest is None else "qcow2",
         visible_clusters=visible,
+        # Not read again: the tables are those of that lift where the file is what it was then.
+        tables=before.tables if before is not None and before.identity == identity else None,
     )
 
 

@@ -15,9 +15,10 @@ from chainlift.lift.rewrite import rewrite
 from chainlift.qcow2.writer import ImageWriter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from chainlift.chain import Chain
+    from chainlift.chain.digest import TablesDigest
     from chainlift.lift.copying import Copied
     from chainlift.lift.files import Sources
     from chainlift.lift.workspace import Workspace
@@ -63,6 +64,7 @@ def build_squash(
     workspace: Workspace,
     onto: int,
     *,
+    digests: Sequence[TablesDigest] | None = None,
     rate_bytes_per_s: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> BuiltSquash:
@@ -70,6 +72,7 @@ def build_squash(
 
     :param chain: everything under the image that is lifted.
     :param descriptors: an open file descriptor for each file of the sources, by its path.
+    :param digests: one for each layer, to take in what its tables say.
     :param onto: index of the layer that stays, and is the new one's backing file.
     """
     top = chain.layers[0]
@@ -87,7 +90,7 @@ def build_squash(
             backing_format=backing.format,
         ) as writer,
     ):
-        merger = Merger(chain, sources, writer.cluster_size, below=below)
+        merger = Merger(chain, sources, writer.cluster_size, below=below, digests=digests)
         done = rewrite(
             merger,
             sources,

@@ -52,6 +52,8 @@ def remove_unused(workspace: Workspace, manifest: Manifest, *, keep: Collection[
     :param keep: names that stay in any case.
     """
     made = workspace.made_here()
+    if all(path.name in keep for path in made):
+        return
     stands_on = {os.path.realpath(layer.identity.path) for layer in (*manifest.layers, *manifest.below)}
     stays = {path for path in made if path.name in keep or os.path.realpath(path) in stands_on}
     goes = [path for path in made if path not in stays and path.name != NAME]

@@ -77,15 +77,16 @@ class TableReader:
         clusters: list[NDArray[np.int64]] = []
         words: list[NDArray[np.uint64]] = []
         collected = 0
-        for index, offset in zip(l1_index.tolist(), l2_offset.tolist(), strict=True):
+        for index, offset, tables in _joined(l1_index, l2_offset, size):
             first = max(index * per_table, first_wanted)
-            last = min((index + 1) * per_table, last_wanted)
+            last = min((index + tables) * per_table, last_wanted)
             place = image.file.base + offset + (first - index * per_table) * entry_size
             while first < last:
                 count = min(last - first, per_chunk)
                 found, content = self._read_some(descriptor, place, count, entry_size)
                 if found is None:
-                    raise ImageError(f"L2 table at {offset:#x} is cut off", path=image.path)
+                    table = offset + (first // per_table - index) * size
+                    raise ImageError(f"L2 table at {table:#x} is cut off", path=image.path)
                 if len(found):
                     words.append(content)
                     clusters.append(found + first)
@@ -111,6 +112,18 @@ class TableReader:
             found = np.unique(found >> 1)
             return found, words.reshape(-1, 2)[found]
         return found, words[found]
+
+
+def _joined(
+    l1_index: NDArray[np.int64], l2_offset: NDArray[np.int64], table_bytes: int
+) -> Iterator[tuple[int, int, int]]:
+    """Join tables that follow each other on the disk and in the file: yield L1 index, host offset and how many."""
+    if not len(l1_index):
+        return iter(())
+    follows = (np.diff(l1_index) == 1) & (np.diff(l2_offset) == table_bytes)
+    starts = np.concatenate(([0], np.flatnonzero(~follows) + 1))
+    counts = np.diff(starts, append=len(l1_index))
+    return zip(l1_index[starts].tolist(), l2_offset[starts].tolist(), counts.tolist(), strict=True)
 
 
 def _decode_batch(image: Image, clusters: list[NDArray[np.int64]], words: list[NDArray[np.uint64]]) -> Mapping:

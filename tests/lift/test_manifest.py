@@ -1,0 +1,109 @@
+import json
+import shutil
+
+import pytest
+from tests.lift.test_index import plain_chain
+
+from chainlift.cli.main import main
+from chainlift.lift.lifting import lift_index
+from chainlift.lift.manifest import read_manifest, write_text
+from chainlift.lift.verify import verify_lift
+from chainlift.lift.workspace import lift_directory
+
+pytestmark = pytest.mark.integration
+
+VERBS = {
+    "plan": ["plan"], "index": ["index"], "squash": ["squash"], "delete": ["squash", "--delete-layers"],
+    "verify": ["verify"], "restore": ["restore"], "clean": ["restore", "--clean"],
+}  # fmt: skip
+
+
+def lifted(tmp_path, host_qemu):
+    image = plain_chain(tmp_path / "c")
+    lift_index(image, host_qemu)
+    return image, lift_directory(image) / "manifest.json"
+
+
+def rewrite(path, change):
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+
+
+def test_a_manifest_comes_back_as_it_was_written(tmp_path, host_qemu):
+    image, path = lifted(tmp_path, host_qemu)
+    manifest = read_manifest(path)
+    assert write_text(manifest) == path.read_text()
+    assert manifest.layers[0].tables is not None
+    assert manifest.image == str(image)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_lift_of_a_newer_chainlift_is_refused_and_nothing_touched(tmp_path, host_qemu, contents, capsys, verb):
+    image, path = lifted(tmp_path, host_qemu)
+    rewrite(path, lambda data: data.update(schema=3, news="of layers"))
+    before = contents(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main([*VERBS[verb], str(image)])
+    said = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert said == f"chainlift: {path}: has schema 3, this chainlift reads 2; use the chainlift that made it\n"
+    assert contents(tmp_path) == before
+
+
+def test_the_first_schema_can_be_read(tmp_path, host_qemu, same, reference):
+    image, path = lifted(tmp_path, host_qemu)
+
+    def back(data):
+        data["schema"] = 1
+        for layer in data["layers"]:
+            del layer["tables"]
+
+    rewrite(path, back)
+    assert verify_lift(image, content=True)[1] == []
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema": 2}', '{"schema": 2, "kind": "index"}', "\xff", "7"])
+def test_what_is_no_manifest_is_refused_in_one_line(tmp_path, host_qemu, capsys, text):
+    image, path = lifted(tmp_path, host_qemu)
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(SystemExit) as ended:
+        main(["restore", str(image)])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_other_tables_under_the_same_size_and_times_are_found(tmp_path, host_qemu):
+    image, path = lifted(tmp_path, host_qemu)
+    layer = image.with_name("layer2.qcow2")
+    raw = bytearray(layer.read_bytes())
+    # The writer puts the data first: clusters 2, 10 and 22; their one L2 table follows at host cluster 4.
+    entries = raw[4 * 65536 : 5 * 65536]
+    assert entries[16:24] != bytes(8)
+    entries[16:24], entries[80:88] = entries[80:88], entries[16:24]
+    raw[4 * 65536 : 5 * 65536] = entries
+    layer.write_bytes(raw)
+    status = layer.stat()
+
+    def as_it_was(data):
+        (found,) = (each["identity"] for each in data["layers"] if each["identity"]["path"] == str(layer))
+        found.update(mtime_ns=status.st_mtime_ns, ctime_ns=status.st_ctime_ns)
+
+    rewrite(path, as_it_was)
+    findings = verify_lift(image)[1]
+    assert [finding.path for finding in findings] == [str(layer)]
+    assert "other L2 tables" in findings[0].what
+
+
+def test_the_tables_of_layers_under_an_older_index_stay_known(tmp_path, host_qemu, tool):
+    image, _ = lifted(tmp_path, host_qemu)
+    over = tmp_path / "c/over.qcow2"
+    tool(host_qemu, "img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", image.name, over)
+    tool(host_qemu, "io", "-f", "qcow2", "-c", "write -q -P 1 1M 64k", over)
+    manifest = lift_index(over, host_qemu)
+    assert len(manifest.layers) == 1 + 1 + 4  # the image, its index's own file, what that points into
+    described = [layer for layer in manifest.layers if layer.format == "qcow2"]
+    assert len(described) == 5
+    assert all(layer.tables is not None for layer in described)
+    assert verify_lift(over)[1] == []
+    shutil.rmtree(lift_directory(over))

@@ -27,6 +27,7 @@ ATTEMPTS = "attempts.jsonl"
 CSV = "results.csv"
 REPORT = "report.html"
 PROFILES = "profiles"
+LIVE = "live"
 
 _CSV_COLUMNS = (
     "test", "variant", "qemu", "lift", "length", "repeat", "started_at", "outcome", "signal", "load_1m",

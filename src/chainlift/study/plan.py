@@ -222,6 +222,11 @@ class Plan(_Table):
     )
     stream_lengths: tuple[int, ...] = Field((), description="lengths at which streams are measured; empty: at all")
     stream_repeats: int = Field(0, ge=0, le=100, description="times that streams are measured; 0: as all else")
+    live: bool = Field(
+        default=False,
+        description='also switch the longest chain to an index and back while a guest reads, as the test "live" does; '
+        "each of its three parts takes random.duration_s",
+    )
     accelerator: Literal["auto", "kvm", "tcg"] = Field(
         "auto", description="auto: KVM where a guest really boots under it, else emulation"
     )
@@ -264,6 +269,11 @@ class Plan(_Table):
         if self.aio == "native" and self.cache not in {"none", "directsync"}:
             raise ValueError('aio: "native" needs cache "none" or "directsync", as in QEMU')
         return self
+
+    @property
+    def all_tests(self) -> tuple[Test, ...]:
+        """The tests, with the one that :attr:`live` asks for."""
+        return (*self.tests, "live") if self.live and "live" not in self.tests else self.tests
 
     def chain_key(self) -> str:
         """Name the chain by what it is made from; plans that differ only in what they measure share one."""

@@ -105,7 +105,9 @@ class Probe(Protocol):
 
 
 #: The modules that register probes; a new one is named here.
-_MODULES = tuple(f"chainlift.study.{name}" for name in ("guest_probes", "host_probe", "profile", "limits"))
+_MODULES = tuple(
+    f"chainlift.study.{name}" for name in ("guest_probes", "host_probe", "profile", "limits", "live_pivot")
+)
 
 
 def boots_guest(probe: Probe) -> bool:
@@ -117,6 +119,11 @@ def repeats_of(probe: Probe, plan: Plan) -> int:
     """How often a probe runs; those that run less often than the plan's repeats have ``repeats(plan)``."""
     repeats: Callable[[Plan], int] | None = getattr(probe, "repeats", None)
     return plan.repeats if repeats is None else min(plan.repeats, repeats(plan))
+
+
+def lifts_itself(probe: Probe) -> bool:
+    """Whether a probe lifts the disk in the course of its work, and so measures none that is lifted already."""
+    return getattr(probe, "lifts_itself", False)
 
 
 _REGISTRY: dict[str, Callable[[Plan], Sequence[Probe]]] = {}
@@ -141,7 +148,7 @@ def probes_of(plan: Plan) -> list[Probe]:
         import_module(module)
     found: list[Probe] = []
     covered: set[tuple[str, str]] = set()
-    for test in plan.tests:
+    for test in plan.all_tests:
         if test not in _REGISTRY:
             raise PlanError(f"tests: there is no test {test!r}; there are {', '.join(sorted(_REGISTRY))}")
         for probe in _REGISTRY[test](plan):

@@ -22,7 +22,7 @@ from chainlift.study.environment import describe_environment, places_of, require
 from chainlift.study.lifts import check_lifts, makes_sense
 from chainlift.study.plan import parse_plan
 from chainlift.study.plan_text import plan_text
-from chainlift.study.probe import Probe, Reading, Setup, boots_guest, probes_of, repeats_of
+from chainlift.study.probe import Probe, Reading, Setup, boots_guest, lifts_itself, probes_of, repeats_of
 from chainlift.study.space import measuring_bytes, require_space
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def cells_of(plan: Plan, probes: Sequence[Probe]) -> list[Cell]:
             for lift in plan.lift
             if lift == "none" or (length in lifted_at and makes_sense(lift, length))
             for n, probe in wanted
-            if n == length
+            if n == length and (lift == "none" or not lifts_itself(probe))
         ]
     return found
 

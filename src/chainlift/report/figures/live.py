@@ -15,6 +15,7 @@ from chainlift.errors import InputError
 from chainlift.report.draw import byte_ticks, tidy
 from chainlift.report.style import ALERT, FULL, GRID, PLAIN, Picture, look, new_figure
 from chainlift.results.statistics import summarise
+from chainlift.results.store import LIVE
 from chainlift.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from chainlift.report.data import Results
-
-LIVE = "live"
 
 
 @dataclass(frozen=True)

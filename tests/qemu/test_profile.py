@@ -11,6 +11,7 @@ from chainlift.host.perf import Address, PerfSample
 from chainlift.qcow2.writer import write_image
 from chainlift.qemu.binary import Qemu, find_qemu
 from chainlift.qemu.profile import IS_INSERTED, name_samples, profile_workload, require_profiling
+from chainlift.results.stacks import VCPU
 
 SIZE = 1 << 30
 
@@ -35,6 +36,20 @@ def deep(tmp_path_factory):
 
 
 needs_perf = pytest.mark.skipif(shutil.which("perf") is None, reason="needs perf")
+
+
+def test_what_virtual_cpus_do_is_told_from_the_block_layers_work():
+    walk = (Address("[kernel]", 0, "bdrv_co_is_inserted"),)
+    emulation = (Address("[unknown]", 0),)
+    profile = name_samples(
+        [PerfSample("CPU 0/TCG", 0.0, emulation)] * 6
+        + [PerfSample("qemu-system-x86", 0.0, walk)] * 3
+        + [PerfSample("qemu-system-x86", 0.0, emulation)]
+    )
+    assert {stack[0] for stack, count in profile.stacks.counts.items() if count == 6} == {VCPU}
+    assert profile.metrics()["samples"] == 10
+    assert profile.metrics()["vcpu_share"] == 0.6
+    assert "vcpu_share" not in name_samples([PerfSample("qemu-img", 0.0, emulation)]).metrics()
 
 
 @pytest.mark.integration

@@ -132,3 +132,8 @@ def test_a_compressed_interval_lasts_until_its_clusters_are_written():
     assert written_share(chain) == requests * 65536
     in_order = chain.model_copy(update={"workload": chain.workload.model_copy(update={"rw": "write"})})
     assert written_share(in_order) == 53 * 1024 * 10
+
+
+def test_the_seed_plans_profiles_are_made_on_its_own_chain():
+    assert load_plan("seed-profile").chain_key() == load_plan("seed").chain_key()
+    assert load_plan("seed-profile").guest == load_plan("seed").guest

@@ -15,7 +15,7 @@ from chainlift.host.perf import Address, PerfRecorder, PerfSample, check_perf, r
 from chainlift.host.process import describe_end
 from chainlift.qemu.bench import READS, reading, streaming
 from chainlift.qemu.symbols import Symbols, load_symbols
-from chainlift.results.stacks import Stacks
+from chainlift.results.stacks import VCPU, Stacks
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -29,6 +29,9 @@ Workload = Literal["read-4k", "read-64k", "read-4m", "stream"]
 
 #: The function that the experiment found: its name before and since QEMU 8.0.
 IS_INSERTED = ("bdrv_is_inserted", "bdrv_co_is_inserted")
+
+#: What QEMU calls a virtual CPU's thread with ``-name ...,debug-threads=on``: "CPU 0/KVM", "CPU 1/TCG".
+_VCPU_THREAD = "CPU "
 
 
 @dataclass(frozen=True)
@@ -47,12 +50,17 @@ class Profile:
         return self.stacks.share_of(*IS_INSERTED)
 
     def metrics(self) -> dict[str, float]:
-        """Return what a result file's sample holds of it."""
-        return {
+        """Return what a result file's sample holds of it; of a guest's QEMU also without the virtual CPUs' threads."""
+        metrics = {
             "samples": float(self.stacks.total),
             "share_is_inserted": self.share_is_inserted,
             "unknown_share": self.stacks.unknown_share,
         }
+        rest = self.stacks.without(VCPU)
+        if rest.total < self.stacks.total:
+            metrics["vcpu_share"] = 1 - rest.total / self.stacks.total
+            metrics["share_is_inserted_without_vcpus"] = rest.share_of(*IS_INSERTED)
+        return metrics
 
 
 class Namer:
@@ -114,8 +122,8 @@ def name_samples(samples: Iterable[PerfSample], symbols: Path | None = None) -> 
     found: Counter[tuple[str, ...]] = Counter()
     for sample in samples:
         last = len(sample.frames) - 1
-        stack = (namer.name(frame, leaf=index == last) for index, frame in enumerate(sample.frames))
-        found[tuple(stack)] += 1
+        stack = [namer.name(frame, leaf=index == last) for index, frame in enumerate(sample.frames)]
+        found[(*([VCPU] if sample.thread.startswith(_VCPU_THREAD) else ()), *stack)] += 1
     return Profile(Stacks(found), namer.hints)
 
 

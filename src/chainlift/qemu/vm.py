@@ -155,7 +155,8 @@ class VirtualMachine:
             "-nodefaults",
             "-no-user-config",
             *("-display", "none"),
-            *("-name", "chainlift"),
+            # Threads get names: a profile tells the virtual CPUs' work from the block layer's.
+            *("-name", "chainlift,debug-threads=on"),
             # The guest's RAM as a memfd, so that it can be told from QEMU's own memory; share=on, else the pages that
             # the guest writes become private copies and count as QEMU's.
             *("-object", f"memory-backend-memfd,id=ram,size={config.memory_bytes},share=on"),

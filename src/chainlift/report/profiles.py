@@ -130,10 +130,11 @@ def share_sentence(results: Results) -> str | None:
     """Say which share of samples lies in ``bdrv_is_inserted`` at the published length, beside the published one."""
     found: dict[str, list[str]] = {}
     for series, sample in results.samples("profile"):
-        share = sample.metrics.get("share_is_inserted")
+        share, rest = (sample.metrics.get(f"share_is_inserted{part}") for part in ("", "_without_vcpus"))
         if sample.length == PUBLISHED_LENGTH and share is not None and series.is_plain:
             name = results.qemu_name(series)
-            found.setdefault(sample.variant, []).append(f"{100 * share:.0f} % with {name}")
+            outside = "" if rest is None else f" ({100 * rest:.0f} % without the vCPUs' threads)"
+            found.setdefault(sample.variant, []).append(f"{100 * share:.0f} % with {name}{outside}")
     if not found:
         return None
     parts = []

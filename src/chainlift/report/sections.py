@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from chainlift.report.explain import explanation, verdicts
@@ -210,6 +210,7 @@ def share_table(results: Results) -> Table:
     shown = list(dict.fromkeys(s for s, _ in found))
     for series, sample in sorted(found, key=lambda item: (item[1].variant, shown.index(item[0]), item[1].length)):
         share, unknown = sample.metrics.get("share_is_inserted"), sample.metrics.get("unknown_share")
+        rest = sample.metrics.get("share_is_inserted_without_vcpus")
         theirs = published().inserted_share.get(PUBLISHED_AS.get(sample.variant, sample.variant), {}).get(sample.length)
         label = results.label(series) or results.qemu_name(series)
         rows.append(
@@ -218,6 +219,7 @@ def share_table(results: Results) -> Table:
                 Entry(label, label),
                 Entry(sample.length, f"{sample.length:,}"),
                 Entry(share, "" if share is None else percent(share, 2)),
+                Entry(rest, "" if rest is None else percent(rest, 2)),
                 Entry(theirs, "" if theirs is None else percent(theirs, 2)),
                 Entry(unknown, "" if unknown is None else percent(unknown, 1)),
                 Entry(sample.metrics.get("samples"), f"{sample.metrics.get('samples', 0):,.0f}"),
@@ -228,12 +230,20 @@ def share_table(results: Results) -> Table:
         Column("series", "Of", numeric=False),
         Column("length", "Length"),
         Column("share_is_inserted", "In bdrv_is_inserted"),
+        Column("share_is_inserted_without_vcpus", "Without vCPU threads"),
         Column("published_share", "Published"),
         Column("unknown_share", "Without a name"),
         Column("samples", "Samples"),
     )
-    note = "Published shares are of a guest's dd (beside host reads too) and of a stream under a guest."
-    return Table("Share of samples in bdrv_is_inserted", columns, tuple(rows), note)
+    note = "Published shares are of a guest's dd (beside host reads too) and of a stream under a guest, with KVM: "
+    note += "an emulated guest's own work is in QEMU's, hence the share without its vCPUs' threads."
+    table = Table("Share of samples in bdrv_is_inserted", columns, tuple(rows), note)
+    return table if any(entry[4].value is not None for entry in rows) else _without_column(table, 4)
+
+
+def _without_column(table: Table, index: int) -> Table:
+    rows = tuple(row[:index] + row[index + 1 :] for row in table.rows)
+    return replace(table, columns=table.columns[:index] + table.columns[index + 1 :], rows=rows)
 
 
 def profiles_of(results: Results) -> list[Profile]:

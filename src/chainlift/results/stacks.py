@@ -24,6 +24,8 @@ Stack = tuple[str, ...]
 
 #: How a frame without a name is written; :func:`is_unknown` recognises it.
 UNKNOWN = "[unknown]"
+#: The root of what a guest's virtual CPUs did: emulated code, for the most part.
+VCPU = "[vCPU]"
 _NOT_IN_A_FRAME = re.compile(r"[;\s]+")
 
 
@@ -54,6 +56,10 @@ class Stacks:
     def share_of(self, *names: str) -> float:
         """Return the share (0 to 1) of samples with any of these functions on the stack; 0 without samples."""
         return self.samples_with(names) / self.total if self.total else 0.0
+
+    def without(self, root: str) -> Stacks:
+        """Return the stacks that do not begin with this frame."""
+        return Stacks({stack: count for stack, count in self.counts.items() if stack[:1] != (root,)})
 
     @property
     def unknown_share(self) -> float:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 #: The plans that come with chainlift, in the order in which they are listed.
-SHIPPED = ("quick", "seed", "long", "versions", "limits")
+SHIPPED = ("quick", "seed", "long", "versions", "limits", "seed-profile")
 
 GIB = 1 << 30
 

@@ -137,3 +137,13 @@ def test_a_compressed_interval_lasts_until_its_clusters_are_written():
 def test_the_seed_plans_profiles_are_made_on_its_own_chain():
     assert load_plan("seed-profile").chain_key() == load_plan("seed").chain_key()
     assert load_plan("seed-profile").guest == load_plan("seed").guest
+
+
+def test_another_image_in_the_same_place_makes_another_chain(tmp_path):
+    image = tmp_path / "image"
+    image.write_bytes(b"one")
+    plan = parse_plan(f'{SMALL}\n[guest]\nkind = "{image}"')
+    first = plan.chain_key()
+    assert plan.chain_key() == first
+    image.write_bytes(b"another")
+    assert plan.chain_key() != first

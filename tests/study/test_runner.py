@@ -204,7 +204,7 @@ def test_every_test_gives_its_figures_at_both_ends_of_a_live_chain(live_plan, li
         assert read["bytes"] == live_plan.chain.size
         # An emulated CPU reads some gigabytes a second at the very best; dd's own figure is not the longer one.
         assert read["wall_s"] > 0.02
-        assert read.get("guest_s", 0) <= read["wall_s"]
+        assert 0 < read["guest_s"] <= read["wall_s"] + 0.02
         assert samples["stream", "", length].metrics["bytes"] == live_plan.chain.size
         for variant in ("boot-halt", "boot-read-halt"):
             memory = samples["memory", variant, length].metrics

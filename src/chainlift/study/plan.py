@@ -129,6 +129,11 @@ class GuestPlan(_Table):
         part = self.model_dump(
             include={"suite", "firmware", "kernel", "initrd", "append", "directory"}, exclude_defaults=True
         )
+        image = Path(self.kind).expanduser()
+        if self.kind not in ("micro", "debian") and image.is_file():
+            # Another image in the same place is another chain.
+            found = image.stat()
+            part["image"] = {"size_bytes": found.st_size, "modified_ns": found.st_mtime_ns}
         return {"guest": self.kind} | ({"guest_options": part} if part else {})
 
 

@@ -9,20 +9,22 @@ from __future__ import annotations
 
 import lzma
 import os
-import shutil
-import subprocess
 from bisect import bisect_right
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from chainlift.errors import InputError, MissingToolError, OperationError
 from chainlift.host.elf import Elf, Function, frame_ranges, functions, read_elf
+from chainlift.host.process import run_tool
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 #: Where distributions put the debug files of installed packages.
 DEBUG_ROOT = Path("/usr/lib/debug")
+#: A debuginfod server that has not sent a file by then is done without; QEMU's are some 100 MB.
+_DEBUGINFOD_S = 600.0
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,9 @@ def load_symbols(path: Path, extra: Path | None = None) -> Symbols:
         return Symbols(elf, f"--symbols {extra}", functions(read_elf(extra), ".symtab"), ranges)
     if own := functions(elf, ".symtab"):
         return Symbols(elf, "symbol table", own, ranges)
-    for debug in filter(None, (_debug_file(build_id), _debuginfod(build_id))):
-        if found := functions(read_elf(debug), ".symtab"):
+    for look_up in (_debug_file, _debuginfod):
+        debug = look_up(build_id) if build_id else None
+        if debug and (found := _symbols_of(debug)):
             return Symbols(elf, f"debug file {debug}", found, ranges)
     dynamic = functions(elf, ".dynsym")
     if compressed := _compressed_symbols(elf):
@@ -93,21 +96,28 @@ def _covering(table: Sequence[Function], address: int) -> Function | None:
     return None
 
 
-def _debug_file(build_id: str | None) -> Path | None:
-    if not build_id:
-        return None
+def _debug_file(build_id: str) -> Path | None:
     path = DEBUG_ROOT / ".build-id" / build_id[:2] / f"{build_id[2:]}.debug"
     return path if path.is_file() else None
 
 
-def _debuginfod(build_id: str | None) -> Path | None:
-    if not build_id or not os.environ.get("DEBUGINFOD_URLS") or shutil.which("debuginfod-find") is None:
+def _debuginfod(build_id: str) -> Path | None:
+    if not os.environ.get("DEBUGINFOD_URLS"):
         return None
-    done = subprocess.run(
-        ["debuginfod-find", "debuginfo", build_id], capture_output=True, text=True, check=False, timeout=600
-    )
+    try:
+        done = run_tool(["debuginfod-find", "debuginfo", build_id], check=False, timeout_s=_DEBUGINFOD_S)
+    except (MissingToolError, OperationError):
+        return None
     path = Path(done.stdout.strip())
     return path if done.returncode == 0 and path.is_file() else None
+
+
+def _symbols_of(path: Path) -> list[Function]:
+    """Return the functions of a debug file; none where it is damaged: a profile is worth having with fewer names."""
+    try:
+        return functions(read_elf(path), ".symtab")
+    except InputError:
+        return []
 
 
 def _compressed_symbols(elf: Elf) -> list[Function]:
@@ -116,7 +126,7 @@ def _compressed_symbols(elf: Elf) -> list[Function]:
         return []
     try:
         return functions(read_elf(elf.path, lzma.decompress(elf.bytes_of(section))), ".symtab")
-    except lzma.LZMAError:
+    except (lzma.LZMAError, InputError):
         return []
 
 

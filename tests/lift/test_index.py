@@ -1,6 +1,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 
@@ -8,6 +9,7 @@ import pytest
 from tests.lift.chains import make_chain
 
 from chainlift.chain import open_chain
+from chainlift.cli.main import main
 from chainlift.errors import ImageError
 from chainlift.lift.lifting import lift_index
 from chainlift.lift.restore import restore_lift
@@ -115,6 +117,27 @@ def test_a_copy_budget_leaves_fewer_extents(tmp_path, host_qemu, same, reference
     assert sorted(path.name for path in lift_directory(image).iterdir()) == [
         "index-2.table", "index-2.vmdk", "manifest.json",
     ]  # fmt: skip
+
+
+def test_an_index_of_many_extents_says_what_it_takes_to_have_few(tmp_path, capsys):
+    name = None
+    for number in range(80):
+        path = tmp_path / f"{number}.qcow2"
+        write_image(path, virtual_size=80 << 20, cluster_size=1 << 20, clusters=[number], data=b"x" * (1 << 20),
+                    backing_file=name, backing_format=name and "qcow2")  # fmt: skip
+        name = path.name
+    image = tmp_path / "active.qcow2"
+    write_image(image, virtual_size=80 << 20, backing_file=name, backing_format="qcow2")
+    with pytest.raises(SystemExit):
+        main(["index", str(image)])
+    said = capsys.readouterr()
+    assert "an index of 81 extents" in said.out
+    (budget,) = re.findall(r"--copy-budget (\d+M) would leave 64 extents", said.err)
+    with pytest.raises(SystemExit):
+        main(["index", str(image), "--copy-budget", budget])
+    said = capsys.readouterr()
+    assert "an index of 64 extents" in said.out
+    assert said.err == ""
 
 
 @pytest.mark.parametrize(

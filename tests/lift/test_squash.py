@@ -9,7 +9,7 @@ from chainlift.chain import open_chain
 from chainlift.errors import ImageError, OperationError
 from chainlift.lift.flatten import flatten_chain
 from chainlift.lift.lifting import lift_index, lift_squash
-from chainlift.lift.plan import plan_lift
+from chainlift.lift.plan import _recommend, plan_lift
 from chainlift.lift.restore import restore_lift
 from chainlift.lift.verify import verify_lift
 from chainlift.lift.workspace import lift_directory
@@ -167,6 +167,16 @@ def test_a_plan_changes_nothing_and_says_what_would_be_copied(tmp_path, host_qem
     assert choices["squash"].copied_bytes == manifest.copied_bytes + manifest.cloned_bytes
     assert plan.recommended == "squash"
     assert plan_lift(image).length == 9  # of the chain as it was before the lift
+
+
+@pytest.mark.parametrize(
+    ("absorbed_bytes", "rate", "recommended"),
+    [(1 << 30, 1e9, "index with a budget"), (1 << 30, 1e8, "index"), (None, 1e9, "index"), (1 << 30, 1e10, "squash"),
+     (1 << 30, None, "index"), (1 << 40, 1e9, "index")],
+)  # fmt: skip
+def test_a_plan_recommends_few_extents_where_the_copy_is_short(absorbed_bytes, rate, recommended):
+    # 20 GiB in the middle, 100 GiB free, no reflinks.
+    assert _recommend(300, 20 << 30, absorbed_bytes, False, 100 << 30, None, rate)[0] == recommended
 
 
 @pytest.fixture(params=["xfs", "btrfs"])

@@ -46,6 +46,7 @@ def command(
     with ThreadPoolExecutor(1) as pool:
         found = pool.submit(find_qemu, qemu_name, need=["img"] if qmp is None else ["storage-daemon"])
         from chainlift.cli.byte_progress import byte_progress
+        from chainlift.lift.index import GENTLE_EXTENTS, gentle_budget
         from chainlift.lift.lifting import lift_index
         from chainlift.lift.manifest import write_text
         from chainlift.units import format_bytes
@@ -76,3 +77,10 @@ def command(
         f"{image}: an index of {manifest.extents} extents over {len(manifest.layers)} layers ({seen} can be seen), "
         f"{format_bytes(manifest.copied_bytes)} copied{switched}"
     )
+    if manifest.extents > GENTLE_EXTENTS:
+        budget = gentle_budget([layer.visible_clusters for layer in manifest.layers]) * manifest.cluster_size_bytes
+        click.echo(
+            f"chainlift: --copy-budget {-(-budget >> 20)}M would leave {GENTLE_EXTENTS} extents: faster reads, less "
+            "memory in QEMU; chainlift plan says how long it takes",
+            err=True,
+        )

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from chainlift.lift.lifting import Prepared
+    from chainlift.lift.manifest import FileIdentity
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class Deletion:
 
     deletable: list[Path]
     kept: list[Kept]
+    #: External data files of the layers that can be deleted; they go with them.
+    data_files: list[Path]
 
 
 def plan_deletion(prepared: Prepared, search: Sequence[Path], progress: Callable[[int], None] | None) -> Deletion:
@@ -50,23 +53,29 @@ def plan_deletion(prepared: Prepared, search: Sequence[Path], progress: Callable
         difference = first_difference(lifted, original, progress)
     if difference is not None:
         raise OperationError(f"the squash reads other bytes from offset {difference} on: not switched", path=image)
-    layers = [Path(os.path.realpath(layer.identity.path)) for layer in manifest.layers]
-    users = find_users(layers, search)
+    layers = [_real(layer.identity) for layer in manifest.layers]
+    data_files = {_real(layer.identity): _real(layer.data_file) for layer in manifest.layers if layer.data_file}
+    users = find_users([*layers, *data_files.values()], search)
     ours = {image, *layers}
     places = [os.path.realpath(directory) for directory in search]
     kept: dict[Path, str] = {}
     for layer in layers:
-        others = [user for user in users.get(layer, []) if Path(os.path.realpath(user)) not in ours]
+        used = users.get(layer, []) + users.get(data_files.get(layer, layer), [])
+        others = [user for user in used if Path(os.path.realpath(user)) not in ours]
         if others:
             kept[layer] = f"{others[0]} stands on it"
-        elif not any(os.path.commonpath((layer, place)) == place for place in places):
+        elif not all(
+            any(file.is_relative_to(place) for place in places) for file in (layer, data_files.get(layer, layer))
+        ):
             kept[layer] = "it lies outside the directories that were searched"
     # What a kept layer stands on stays with it: the layers are in order, the top one first.
     for above, layer in itertools.pairwise(layers):
         if above in kept and layer not in kept:
             kept[layer] = f"{above} stands on it and is kept"
+    deletable = [layer for layer in layers if layer not in kept]
     return Deletion(
-        deletable=[layer for layer in layers if layer not in kept],
+        deletable=deletable,
+        data_files=[data_files[layer] for layer in deletable if layer in data_files],
         kept=[Kept(str(layer), why) for layer, why in kept.items()],
     )
 
@@ -79,7 +88,12 @@ def delete_layers(prepared: Prepared, deletion: Deletion) -> None:
     if not deletion.deletable:
         return
     prepared.workspace.write_manifest(replace(prepared.manifest, deleted=True))
-    for path in deletion.deletable:
+    files = [*deletion.deletable, *deletion.data_files]
+    for path in files:
         path.unlink(missing_ok=True)
-    for directory in sorted({path.parent for path in deletion.deletable}):
+    for directory in sorted({path.parent for path in files}):
         sync_directory(directory)
+
+
+def _real(file: FileIdentity) -> Path:
+    return Path(os.path.realpath(file.path))

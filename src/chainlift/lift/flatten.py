@@ -16,6 +16,7 @@ from chainlift.lift.lifting import files_of
 from chainlift.lift.locks import LayerLocks
 from chainlift.lift.merge import Merger
 from chainlift.lift.rewrite import rewrite
+from chainlift.lift.room import require_room, require_room_for_copy
 from chainlift.lift.source import require_liftable
 from chainlift.lift.workspace import NEW_SUFFIX, failed, sync_directory
 from chainlift.qcow2.writer import ImageWriter
@@ -66,9 +67,14 @@ def flatten_chain(
         require_liftable(chain)
         sources = Sources(chain)
         with LayerLocks(files_of(chain, sources)) as locks:
+            directory = out.absolute().parent
+            require_room(directory, 0)
             try:
                 # A killed run's leftover has no other use.
                 temporary.unlink(missing_ok=True)
+                size = _DEFAULT_CLUSTER if file_format == "raw" else _cluster_size(chain)
+                if compress is None:  # nobody knows how small it gets
+                    require_room_for_copy(directory, chain, sources, locks.descriptors, size, sparse=True)
                 if file_format == "raw":
                     copied = _write_raw(chain, sources, locks.descriptors, temporary, rate_bytes_per_s, progress)
                 else:
@@ -86,6 +92,10 @@ def flatten_chain(
                     raise _failed(error, out) from error
                 raise
             return Flattened(chain.virtual_size, size, copied)
+
+
+def _cluster_size(chain: Chain) -> int:
+    return max(4096, chain.layers[0].cluster_size or _DEFAULT_CLUSTER)
 
 
 def _failed(error: OSError, out: Path) -> OperationError | ImageError:
@@ -126,7 +136,7 @@ def _write_qcow2(
     rate_bytes_per_s: int | None,
     progress: Callable[[int], None] | None,
 ) -> Copied:
-    size = max(4096, chain.layers[0].cluster_size or _DEFAULT_CLUSTER)
+    size = _cluster_size(chain)
     with ImageWriter(
         path, virtual_size=chain.virtual_size, cluster_size=size, compression=compress or "zlib"
     ) as writer:

@@ -15,6 +15,7 @@ from chainlift.lift.copying import Copier
 from chainlift.lift.descriptor import backing_name, check_name, descriptor_text
 from chainlift.lift.indexfile import PREAMBLE_BYTES, IndexFile, write_all
 from chainlift.lift.merge import Fragments, Merger, Pieces, State
+from chainlift.lift.room import require_room
 from chainlift.qcow2 import layout, tables
 from chainlift.qcow2.layout import CompressionType
 
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 #: Smaller clusters than this would make tables larger than they are worth; what lies finer is copied.
 _MIN_CLUSTER: Final = 4096
 _RAW_CLUSTER: Final = 65536
+#: Up to here an index costs a request next to nothing (within 1.25x of a chain of length 1).
+GENTLE_EXTENTS: Final = 64
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,22 @@ def index_cluster_size(chain: Chain) -> int:
     while chain.virtual_size // (size * size // 8) * 8 >= layout.MAX_L1_BYTES:
         size *= 2
     return size
+
+
+def least_room(chain: Chain) -> int:
+    """Return bytes that an index takes at least, whatever its layers hold."""
+    # Header, a table, both L1 tables, the snapshot's, refcount table and block; the text, the descriptor, the manifest.
+    size = index_cluster_size(chain)
+    return 8 * size + PREAMBLE_BYTES + 1024 * len(chain.layers)
+
+
+def gentle_budget(visible: Sequence[int]) -> int:
+    """Return how much of the smallest files must be copied so that :data:`GENTLE_EXTENTS` are left, the index's too.
+
+    :param visible: bytes (or clusters) of each file that can be seen; the result has the same unit.
+    """
+    used = sorted(count for count in visible if count)
+    return sum(used[: max(0, len(used) - (GENTLE_EXTENTS - 1))])
 
 
 def build_index(
@@ -87,6 +106,7 @@ def build_index(
         builder.plan(copy_budget_bytes, most_extents)
         # A name that cannot be carried is found before gigabytes are copied.
         text = descriptor_text(builder.extents(f"{name}.table"))
+        require_room(workspace.path, builder.missing_bytes() + len(text))
         builder.write(rate_bytes_per_s, progress)
     with workspace.new_file(f"{name}.vmdk") as file:
         write_all(file, text.encode(errors="surrogateescape"), 0)
@@ -234,6 +254,11 @@ class _Builder:
         own = Extent(table_name, self._file.size_with(self.copied_clusters, rest), PREAMBLE_BYTES)
         kept = [Extent(self._name(index), int(self._length[index]), self.sources[index].base) for index in self.kept]
         return [own, *kept]
+
+    def missing_bytes(self) -> int:
+        """Return how much is still to be written: all but the tables of the first pass."""
+        rest = int(self._length[self.kept].sum())
+        return self._file.size_with(self.copied_clusters, rest) - self._file.tables * self.cluster_size
 
     def _name(self, index: int) -> str:
         """Return the name of a file in the descriptor: relative where it lies below the image's directory."""

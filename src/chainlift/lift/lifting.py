@@ -20,12 +20,13 @@ from chainlift.errors import ChainliftError
 from chainlift.lift.copying import Copied
 from chainlift.lift.delete import Deletion, delete_layers, plan_deletion
 from chainlift.lift.files import Sources
-from chainlift.lift.index import build_index
+from chainlift.lift.index import build_index, least_room
 from chainlift.lift.locks import LayerLocks, refuse_if_open
 from chainlift.lift.manifest import NAME, Manifest, Pointer
+from chainlift.lift.room import require_room, require_room_for_copy
 from chainlift.lift.source import describe_layers, find_source, identify, read_pointer, require_liftable
-from chainlift.lift.squash import build_squash, find_onto
-from chainlift.lift.switch import switch_pointer
+from chainlift.lift.squash import build_squash, find_onto, layers_below, squash_cluster_size
+from chainlift.lift.switch import require_writable, switch_pointer
 from chainlift.lift.users import remove_unused
 from chainlift.lift.workspace import Workspace, as_errors
 
@@ -133,21 +134,39 @@ class _Work:
 
 
 @contextmanager
-def _working_on(image: str | os.PathLike[str], check: Callable[[Chain], object] | None = None) -> Iterator[_Work]:
+def _working_on(
+    image: str | os.PathLike[str], check: Callable[[Path, Chain, Sources, dict[str, int]], None]
+) -> Iterator[_Work]:
     """Open the chain under an image for a lift.
 
-    :param check: called before anything is made; raises to refuse.
+    :param check: called with the directory, the chain, its files and their descriptors before anything is made; raises
+        to refuse.
     """
     source = find_source(image)
     workspace = Workspace(source.image)
     with as_errors(workspace), source.open_original() as chain:
         require_liftable(chain)
-        if check is not None:
-            check(chain)
         sources = Sources(chain)
-        with LayerLocks(files_of(chain, sources)) as locks, workspace.hold():
-            digests = [TablesDigest() for _ in chain.layers]
-            yield _Work(source, chain, sources, workspace, locks.descriptors, digests)
+        with LayerLocks(files_of(chain, sources)) as locks:
+            check(source.image.parent, chain, sources, locks.descriptors)
+            with workspace.hold():
+                digests = [TablesDigest() for _ in chain.layers]
+                yield _Work(source, chain, sources, workspace, locks.descriptors, digests)
+
+
+def _check_index(directory: Path, chain: Chain, sources: Sources, descriptors: dict[str, int]) -> None:  # noqa: ARG001
+    require_room(directory, least_room(chain))
+
+
+def _check_squash(
+    onto: str | os.PathLike[str] | None,
+    directory: Path,
+    chain: Chain,
+    sources: Sources,
+    descriptors: dict[str, int],
+) -> None:
+    below = layers_below(chain, find_onto(chain, onto))
+    require_room_for_copy(directory, chain, sources, descriptors, squash_cluster_size(chain), below=below)
 
 
 @contextmanager
@@ -168,7 +187,7 @@ def prepare_index(
     :raise ImageError: if the image or its chain cannot be lifted; nothing is left behind.
     :raise OperationError: if the file system failed; nothing is left behind.
     """
-    with _working_on(image) as work:
+    with _working_on(image, _check_index) as work:
         built = build_index(
             work.chain,
             work.sources,
@@ -196,6 +215,7 @@ def lift_index(
     :raise ImageError: as :func:`prepare_index`, or if a QEMU has the image open.
     """
     refuse_if_open(Path(image))
+    require_writable(Path(image))
     with prepare_index(image, copy_budget_bytes=copy_budget_bytes, progress=progress) as prepared:
         with prepared.undone_on_error():
             switch_pointer(qemu, Path(prepared.manifest.image), prepared.manifest.lifted)
@@ -219,7 +239,7 @@ def prepare_squash(
     :raise ImageError: if the image or its chain cannot be lifted; nothing is left behind.
     :raise OperationError: if the file system failed; nothing is left behind.
     """
-    with _working_on(image, partial(find_onto, onto=onto)) as work:
+    with _working_on(image, partial(_check_squash, onto)) as work:
         number = find_onto(work.chain, onto)
         built = build_squash(
             work.chain,
@@ -249,6 +269,7 @@ def lift_squash(
     :raise ImageError: as :func:`prepare_squash`, or if a QEMU has the image open.
     """
     refuse_if_open(Path(image))
+    require_writable(Path(image))
     with prepare_squash(image, onto=onto, progress=progress) as prepared:
         with prepared.undone_on_error():
             deletion = None if delete_in is None else plan_deletion(prepared, delete_in, progress)

@@ -14,7 +14,7 @@ from chainlift.errors import ImageError
 from chainlift.lift.copying import Copier, can_clone
 from chainlift.lift.descriptor import check_name
 from chainlift.lift.files import Sources
-from chainlift.lift.index import index_cluster_size
+from chainlift.lift.index import GENTLE_EXTENTS, gentle_budget, index_cluster_size
 from chainlift.lift.lifting import files_of
 from chainlift.lift.locks import LayerLocks
 from chainlift.lift.merge import Merger, State
@@ -34,8 +34,9 @@ _NODE_BYTES: Final = 100 << 10
 #: Measured: what an extent of an index costs.
 _EXTENT_BYTES: Final = 32 << 10
 _PROBE_BYTES: Final = 64 << 20
-#: Up to here an index costs a request next to nothing (64 extents: within 1.25x of a chain of length 1).
-GENTLE_EXTENTS: Final = 64
+#: A copy that a person waits for without a thought, and one that is still worth to be rid of every limit of an index.
+_SHORT_COPY_S: Final = 2
+_PATIENCE_S: Final = 10
 
 
 @dataclass(frozen=True)
@@ -163,8 +164,8 @@ def _plan(
     per_layer = cache + _NODE_BYTES
     # A layer of the chain has tables only where it has clusters.
     held = summarize(chain).l2_cache_bytes
-    many = max(0, len(used) - (GENTLE_EXTENTS - 1))
-    absorbed = int(used[:many].sum()) + mixed
+    gentle = gentle_budget(visible.tolist())
+    absorbed = gentle + mixed
     migration = "blocks live migration while the VM runs on it: restore first"
     absolute = "the json: name in the image is absolute: after a move, index again"
     unnamable = _unnamable(sources)
@@ -198,7 +199,7 @@ def _plan(
         choice("squash", f"chainlift squash {image}", 2, 3, middle, nothing_between),
         choice("flatten", f"chainlift flatten {image} OUT", 0, 1, everything, "snapshots are not in the result"),
     )
-    recommended, because = _recommend(length, middle, reflinks, free, unnamable, rate)
+    recommended, because = _recommend(length, middle, absorbed if gentle else None, reflinks, free, unnamable, rate)
     return Plan(
         image=str(image),
         length=length,
@@ -218,6 +219,7 @@ def _plan(
 def _recommend(
     length: int,
     middle: int,
+    absorbed: int | None,
     reflinks: bool,  # noqa: FBT001
     free: int,
     unnamable: str | None,
@@ -227,10 +229,12 @@ def _recommend(
         return "none", "a chain this short costs next to nothing"
     if reflinks:
         return "squash", "the file system shares blocks: nothing is copied, and no limit comes with it"
-    if middle <= free and rate is not None and middle / rate < 10:
+    if middle <= free and rate is not None and middle / rate < _PATIENCE_S:
         return "squash", "its copy takes seconds, and no limit comes with it"
     if unnamable is not None:
         return "squash", "the index cannot be had: " + unnamable
+    if absorbed is not None and absorbed <= free and rate is not None and absorbed / rate < _SHORT_COPY_S:
+        return "index with a budget", f"with {GENTLE_EXTENTS} extents QEMU reads faster and needs less memory"
     return "index", "nothing is copied; squash later, when there is time"
 
 

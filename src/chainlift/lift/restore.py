@@ -9,7 +9,7 @@ from chainlift.errors import ImageError
 from chainlift.lift.locks import refuse_if_open
 from chainlift.lift.manifest import Manifest, Pointer
 from chainlift.lift.source import find_source
-from chainlift.lift.switch import switch_pointer
+from chainlift.lift.switch import require_writable, switch_pointer
 from chainlift.lift.users import find_users, remove_unused
 from chainlift.lift.verify import require_lift
 from chainlift.lift.workspace import Workspace, as_errors
@@ -31,6 +31,7 @@ def restore_lift(image: str | os.PathLike[str], qemu: Qemu, *, clean: bool = Fal
     manifest = require_lift(source)
     workspace = Workspace(source.image)
     refuse_if_open(source.image)
+    require_writable(source.image)
     if manifest.deleted:
         raise ImageError(
             "its original layers were deleted when it was squashed", path=source.image, hint="there is no way back"

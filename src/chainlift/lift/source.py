@@ -17,6 +17,7 @@ from chainlift.lift.manifest import NAME, FileIdentity, Layer, Manifest, Pointer
 from chainlift.lift.workspace import lift_directory, read_lift
 from chainlift.qcow2.file import ImageFile
 from chainlift.qcow2.image import read_header
+from chainlift.qcow2.layout import CryptMethod
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -69,6 +70,8 @@ def find_source(image: str | os.PathLike[str]) -> Source:
     header, current = read_pointer(path)
     if current is None:
         raise ImageError("has no backing file: there is no chain to lift", path=path)
+    if header.crypt_method is not CryptMethod.NONE:
+        raise ImageError(f"is encrypted ({header.crypt_method.name}): no tool can change what it names", path=path)
     manifest = read_lift(path)
     original = current
     if manifest is not None and manifest.deleted and current.name == manifest.lifted.name:

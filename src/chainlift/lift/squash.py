@@ -57,6 +57,18 @@ def find_onto(chain: Chain, onto: str | os.PathLike[str] | None) -> int:
     return number
 
 
+def squash_cluster_size(chain: Chain) -> int:
+    """Return the cluster size of a squash, in bytes: that of the top layer, 4 KiB at least."""
+    size = chain.layers[0].cluster_size
+    assert size is not None
+    return max(size, 4096)
+
+
+def layers_below(chain: Chain, onto: int) -> Below:
+    """Return what a squash leaves where it is."""
+    return Below(onto, min(layer.virtual_size for layer in chain.layers[:onto]))
+
+
 def build_squash(
     chain: Chain,
     sources: Sources,
@@ -75,22 +87,19 @@ def build_squash(
     :param digests: one for each layer, to take in what its tables say.
     :param onto: index of the layer that stays, and is the new one's backing file.
     """
-    top = chain.layers[0]
-    assert top.cluster_size is not None
     name = workspace.fresh_name("squash", (".qcow2",)) + ".qcow2"
-    below = Below(onto, min(layer.virtual_size for layer in chain.layers[:onto]))
     backing = _backing_of(chain, onto, workspace)
     with (
         workspace.new_path(name) as path,
         ImageWriter(
             path,
             virtual_size=chain.virtual_size,
-            cluster_size=max(top.cluster_size, 4096),
+            cluster_size=squash_cluster_size(chain),
             backing_file=backing.name,
             backing_format=backing.format,
         ) as writer,
     ):
-        merger = Merger(chain, sources, writer.cluster_size, below=below, digests=digests)
+        merger = Merger(chain, sources, writer.cluster_size, below=layers_below(chain, onto), digests=digests)
         done = rewrite(
             merger,
             sources,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from chainlift.errors import OperationError
+from chainlift.errors import ImageError, OperationError
 from chainlift.lift.locks import refuse_if_open
 from chainlift.lift.source import read_pointer
 from chainlift.qemu.process import run_tool
@@ -19,6 +19,15 @@ if TYPE_CHECKING:
 
     from chainlift.lift.manifest import Pointer
     from chainlift.qemu.binary import Qemu
+
+
+def require_writable(image: Path) -> None:
+    """Refuse an image whose header cannot be changed, before anything is built for it.
+
+    :raise ImageError: if it is read-only, or lies on a read-only file system.
+    """
+    if not os.access(image, os.W_OK):
+        raise ImageError("cannot be written to", path=image, hint="a lift changes the name in its header")
 
 
 def switch_pointer(qemu: Qemu, image: Path, pointer: Pointer) -> None:

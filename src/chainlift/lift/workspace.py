@@ -52,8 +52,8 @@ class Workspace:
     def hold(self) -> Iterator[Workspace]:
         """Make the directory if need be and hold it; leftovers of killed runs are removed first.
 
-        :raise ImageError: if another chainlift works there, or something else has the name.
-        :raise OperationError: if it cannot be made: a read-only or full file system.
+        :raise ImageError: if another chainlift works there, something else has the name, or it cannot be made: a
+            read-only or full file system.
         """
         made = False
         try:
@@ -64,7 +64,7 @@ class Workspace:
         except OSError as error:
             if error.errno in (errno.ENOTDIR, errno.ELOOP):
                 raise ImageError("is not a directory", path=self.path, hint="move it away") from error
-            if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+            if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT):
                 text = f"cannot be made beside the image: {error.strerror}"
                 raise ImageError(text, path=self.path, hint="a lift needs a place to write to") from error
             raise failed(error, self.path) from error

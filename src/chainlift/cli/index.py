@@ -12,6 +12,8 @@ from chainlift.cli.sizes import SIZE
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from chainlift.lift.live.libvirt import Domain
+
 
 @click.command()
 @click.argument("image", type=click.Path(), required=False)
@@ -27,7 +29,7 @@ def command(
     copy_budget: int | None,
     qemu_name: str,
     as_json: bool,
-    qmp: Path | None,
+    qmp: Path | Domain | None,
     device: str | None,
     node: str | None,
 ) -> None:

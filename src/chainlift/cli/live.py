@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import click
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from chainlift.lift.live.libvirt import Domain
     from chainlift.lift.live.lifts import LiveResult
     from chainlift.lift.live.session import LiveSession
 
@@ -21,10 +23,23 @@ _NOTICED_S = 0.3
 
 
 def live_options(function: _F) -> _F:
-    """Add ``--qmp``, ``--device`` and ``--node``."""
+    """Add ``--qmp``, ``--libvirt``, ``--device`` and ``--node``; either of the first two is the parameter ``qmp``."""
+
+    @wraps(function)
+    def with_domain(*, qmp: Path | Domain | None, libvirt: str | None, **others: object) -> object:
+        if libvirt is not None:
+            from chainlift.lift.live.libvirt import Domain
+
+            if qmp is not None:
+                raise click.UsageError("--qmp and --libvirt are two ways to the same thing: choose one")
+            qmp = Domain(libvirt)
+        return function(qmp=qmp, **others)
+
+    wrapped = cast("_F", with_domain)
     for option in (
-        click.option("--node", metavar="NAME", help="With --qmp: the disk whose active layer is this node."),
-        click.option("--device", metavar="ID", help="With --qmp: the disk of this device or export."),
+        click.option("--node", metavar="NAME", help="With a running QEMU: the disk whose active layer is this node."),
+        click.option("--device", metavar="ID", help="With a running QEMU: the disk of this device or export."),
+        click.option("--libvirt", metavar="DOMAIN", help="Work under the running QEMU of this libvirt domain."),
         click.option(
             "--qmp",
             type=click.Path(path_type=Path),
@@ -32,8 +47,8 @@ def live_options(function: _F) -> _F:
             help="Work under the running QEMU on this socket.",
         ),
     ):
-        function = option(function)
-    return function
+        wrapped = option(wrapped)
+    return wrapped
 
 
 def need_image(image: str | None, device: str | None, node: str | None) -> str:
@@ -42,14 +57,14 @@ def need_image(image: str | None, device: str | None, node: str | None) -> str:
     :raise UsageError: if there is none, or options that only go with ``--qmp``.
     """
     if device or node:
-        raise click.UsageError("--device and --node go with --qmp")
+        raise click.UsageError("--device and --node go with --qmp or --libvirt")
     if image is None:
-        raise click.UsageError("Missing argument 'IMAGE' (or --qmp SOCKET)")
+        raise click.UsageError("Missing argument 'IMAGE' (or --qmp SOCKET, or --libvirt DOMAIN)")
     return image
 
 
 @contextmanager
-def session(qmp: Path, *, device: str | None, node: str | None, image: str | None) -> Iterator[LiveSession]:
+def session(qmp: Path | Domain, *, device: str | None, node: str | None, image: str | None) -> Iterator[LiveSession]:
     """Open the disk that is meant, gently, and say on standard error what an operator should know."""
     from chainlift.lift.live.lifts import be_gentle
     from chainlift.lift.live.session import open_session

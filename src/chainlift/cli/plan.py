@@ -13,12 +13,14 @@ from chainlift.cli.live import live_options, need_image
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from chainlift.lift.live.libvirt import Domain
+
 
 @click.command()
 @click.argument("image", type=click.Path(), required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @live_options
-def command(image: str | None, as_json: bool, qmp: Path | None, device: str | None, node: str | None) -> None:
+def command(image: str | None, as_json: bool, qmp: Path | Domain | None, device: str | None, node: str | None) -> None:
     """Say what index, squash and flatten would do to this very chain, and which one to take.
 
     Nothing is changed. Seconds are at a copy rate measured with 64 MiB in a file without a name beside IMAGE.

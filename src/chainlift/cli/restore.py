@@ -11,6 +11,8 @@ from chainlift.cli.live import live_options, need_image
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from chainlift.lift.live.libvirt import Domain
+
 
 @click.command()
 @click.argument("image", type=click.Path(), required=False)
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 @click.option("--qemu", "qemu_name", default="host", metavar="QEMU", help="Whose qemu-img switches the pointer.")
 @live_options
 def command(
-    image: str | None, clean: bool, qemu_name: str, qmp: Path | None, device: str | None, node: str | None
+    image: str | None, clean: bool, qemu_name: str, qmp: Path | Domain | None, device: str | None, node: str | None
 ) -> None:
     """Make IMAGE name the backing file again that it named before it was lifted.
 

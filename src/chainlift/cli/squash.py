@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from chainlift.cli.live import live_options, need_image
 from chainlift.cli.sizes import SIZE
+
+if TYPE_CHECKING:
+    from chainlift.lift.live.libvirt import Domain
 
 
 @click.command()
@@ -30,7 +34,7 @@ def command(
     rate: int | None,
     qemu_name: str,
     as_json: bool,
-    qmp: Path | None,
+    qmp: Path | Domain | None,
     device: str | None,
     node: str | None,
 ) -> None:

@@ -12,6 +12,8 @@ from chainlift.cli.sizes import SIZE
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from chainlift.lift.live.libvirt import Domain
+
 
 @click.command()
 @click.argument("image", type=click.Path(), required=False)
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 @click.option("--qemu", "qemu_name", default="host", metavar="QEMU", help="Whose storage daemon compares a sample.")
 @live_options
 def command(
-    image: str | None, rate: int, qemu_name: str, qmp: Path | None, device: str | None, node: str | None
+    image: str | None, rate: int, qemu_name: str, qmp: Path | Domain | None, device: str | None, node: str | None
 ) -> None:
     """Stream all layers of a running disk into its active one, several times faster than QEMU alone.
 
@@ -33,7 +35,7 @@ def command(
     from chainlift.units import format_bytes, format_seconds
 
     if qmp is None:
-        raise click.UsageError("Missing option '--qmp': for an image at rest, see chainlift flatten")
+        raise click.UsageError("Missing option '--qmp' or '--libvirt': for an image at rest, see chainlift flatten")
     qemu = find_qemu(qemu_name, need=["storage-daemon"])
     with session(qmp, device=device, node=node, image=image) as running, byte_progress("streaming") as show:
         result = stream_live(

@@ -1,3 +1,5 @@
+import time
+
 import pytest
 
 from chainlift.errors import QemuError
@@ -29,6 +31,33 @@ def test_a_streamed_disk_stands_alone_and_nothing_of_the_index_is_left(make_chai
         assert read_all(client) == everything(chain)
 
 
+def test_a_qemu_that_is_killed_right_after_leaves_the_whole_disk(make_chain, start_daemon, same_bytes):
+    chain = make_chain(12)
+    daemon = start_daemon(chain.active)
+    with open_session(daemon.qmp) as session:
+        stream_live(session, qemu=None)
+        daemon.process.kill()
+    assert read_pointer(chain.active) is None
+    same_bytes(chain.active, chain.files[-2])
+
+
+def test_a_job_that_a_killed_run_has_left_is_finished_by_the_next(make_chain, start_daemon):
+    chain = make_chain(6)
+    daemon = start_daemon(chain.active)
+    with open_session(daemon.qmp) as session:
+        job = f"{session.active().prefix}-stream"
+        session.monitor.execute("block-stream", {"job-id": job, "device": "disk0", "auto-finalize": False})
+        while session.monitor.execute("query-jobs")[0]["status"] != "pending":
+            time.sleep(0.05)
+    with open_session(daemon.qmp) as session:
+        assert any("killed run" in warning for warning in session.warnings)
+        assert session.monitor.execute("query-jobs") == []
+        assert session.graph.backing_chain("disk0") == ["disk0"]
+    assert read_pointer(chain.active) is None
+    with daemon.client() as client:
+        assert read_all(client) == everything(chain)
+
+
 def test_a_job_that_is_cancelled_leaves_the_disk_on_its_chain(make_chain, start_daemon, same_bytes):
     chain = make_chain(12)
     daemon = start_daemon(chain.active)
@@ -37,7 +66,7 @@ def test_a_job_that_is_cancelled_leaves_the_disk_on_its_chain(make_chain, start_
     def cancel(done, whole):
         daemon.monitor.execute("block-job-cancel", device=daemon.monitor.execute("query-block-jobs")[0]["device"])
 
-    with open_session(daemon.qmp) as session, pytest.raises(QemuError, match="somebody cancelled it"):
+    with open_session(daemon.qmp) as session, pytest.raises(QemuError, match="job failed: somebody cancelled it"):
         stream_live(session, qemu=None, rate_bytes_per_s=1 << 16, progress=cancel)
     assert read_pointer(chain.active) == pointer
     assert len(daemon.nodes()) == 26

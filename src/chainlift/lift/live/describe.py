@@ -21,13 +21,13 @@ from chainlift.qcow2.layout import CryptMethod
 
 if TYPE_CHECKING:
     from chainlift.lift.live.peer import Peer
-    from chainlift.qemu.monitor import Monitor
+    from chainlift.lift.live.qmp import Qmp
 
 _PROTOCOLS: Final = ("file", "host_device")
 _OVER_A_FILE: Final = ("qcow2", "raw", "throttle", "copy-on-read")
 
 
-def look(monitor: Monitor, peer: Peer, known: Mapping[str, Node] | None = None) -> BlockGraph:
+def look(monitor: Qmp, peer: Peer, known: Mapping[str, Node] | None = None) -> BlockGraph:
     """Read QEMU's graph, asking it for descriptions only if there is no other way.
 
     :param known: descriptions from an earlier look at the same QEMU: names of nodes are never used again.

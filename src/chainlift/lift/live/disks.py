@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from chainlift.lift.live.graph import BlockGraph
     from chainlift.lift.live.peer import Peer
-    from chainlift.qemu.monitor import Monitor
+    from chainlift.lift.live.qmp import Qmp
 
 
 @dataclass(frozen=True)
@@ -43,23 +43,23 @@ class LiveDisk:
         return f"node {self.node}{used}: {self.path or self.driver}, length {self.length}"
 
 
-def list_disks(monitor: Monitor, graph: BlockGraph, peer: Peer) -> list[LiveDisk]:
+def list_disks(monitor: Qmp, graph: BlockGraph, peer: Peer) -> list[LiveDisk]:
     """Return every disk that a device or an export uses.
 
     :param peer: the process, whose command line tells an export's iothread.
 
     :raise QemuError: if QEMU does not tell.
     """
-    # Not query-block, which describes the whole chain under each device and takes as long as that takes.
-    devices = monitor.execute("query-blockstats")
     names: dict[str, list[str]] = {}
     threads: dict[str, str] = {}
-    for device in devices:
-        root = device.get("node-name")
-        if root is None:
+    # The graph names a device's drive (-drive id=), its id or its QOM path. Not query-block: it describes all of the
+    # chain under each device, and that takes as long as it takes.
+    devices = _devices(monitor)
+    for user, root in graph.users():
+        if user.kind != "block-backend" or not user.name:
             continue
-        qdev = device.get("qdev", "")
-        names.setdefault(root, []).extend(filter(None, (device.get("device"), _identifier(qdev), qdev)))
+        qdev = user.name if user.name.startswith("/") else devices.get(user.name, "")
+        names.setdefault(root, []).extend(filter(None, (user.name, _identifier(qdev), qdev)))
         thread = _iothread(monitor, qdev) if qdev else None
         if thread is not None:
             threads[root] = thread
@@ -129,13 +129,27 @@ def _identifier(qdev: str) -> str:
     return rest.split("/")[0] if not prefix else "" if qdev.startswith("/") else qdev
 
 
-def list_iothreads(monitor: Monitor) -> list[str]:
+def _devices(monitor: Qmp) -> dict[str, str]:
+    """Return the QOM path of each device by its id, and by its drive's name where it has one."""
+    found = {}
+    for place in ("/machine/peripheral", "/machine/peripheral-anon"):
+        for item in _try(monitor, "qom-list", path=place) or ():
+            if item["type"].startswith("child<"):
+                path = f"{place}/{item['name']}"
+                found[item["name"]] = path
+                drive = _try(monitor, "qom-get", path=path, property="drive")
+                if isinstance(drive, str) and drive:
+                    found.setdefault(drive, path)
+    return found
+
+
+def list_iothreads(monitor: Qmp) -> list[str]:
     """Return the names of QEMU's iothread objects."""
     objects = _try(monitor, "qom-list", path="/objects") or ()
     return [item["name"] for item in objects if item["type"] == "child<iothread>"]
 
 
-def _iothread(monitor: Monitor, qdev: str) -> str | None:
+def _iothread(monitor: Qmp, qdev: str) -> str | None:
     """Return the iothread of a device, or of the controllers that it hangs on."""
     path = qdev if qdev.startswith("/") else f"/machine/peripheral/{qdev}"
     for _ in range(4):
@@ -149,7 +163,7 @@ def _iothread(monitor: Monitor, qdev: str) -> str | None:
     return None
 
 
-def _try(monitor: Monitor, command: str, **arguments: object) -> Any:  # noqa: ANN401 - whatever QOM has there
+def _try(monitor: Qmp, command: str, **arguments: object) -> Any:  # noqa: ANN401 - whatever QOM has there
     try:
         return monitor.execute(command, arguments)
     except QemuCrashed:

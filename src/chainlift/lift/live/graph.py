@@ -22,7 +22,7 @@ from chainlift.errors import QemuError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from chainlift.qemu.monitor import Monitor
+    from chainlift.lift.live.qmp import Qmp
 
 #: Drivers that pass their ``file`` child through (``.is_filter``); what is under one is still the same disk.
 FILTERS: Final = frozenset(
@@ -198,7 +198,7 @@ def is_named(node: str) -> bool:
     return not node.startswith("#block")
 
 
-def read_edges(monitor: Monitor, directory: Path = Path()) -> BlockGraph:
+def read_edges(monitor: Qmp, directory: Path = Path()) -> BlockGraph:
     """Ask QEMU for its nodes' names and edges only, which does not keep it from its work for long.
 
     :param directory: QEMU's working directory, which relative file names are relative to.
@@ -210,7 +210,7 @@ def read_edges(monitor: Monitor, directory: Path = Path()) -> BlockGraph:
     return BlockGraph(names, [_edge(edge, kinds) for edge in raw["edges"]], directory)
 
 
-def read_graph(monitor: Monitor, directory: Path = Path()) -> BlockGraph:
+def read_graph(monitor: Qmp, directory: Path = Path()) -> BlockGraph:
     """Ask QEMU for its nodes, what they are, and its edges.
 
     :param directory: QEMU's working directory, which relative file names are relative to.

@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from chainlift.lift.live.disks import LiveDisk
     from chainlift.lift.live.graph import BlockGraph
     from chainlift.lift.live.peer import Peer
-    from chainlift.qemu.monitor import Monitor
+    from chainlift.lift.live.qmp import Qmp
 
 #: Migration states in which nothing is moving (qapi/migration.json, MigrationStatus).
 _AT_REST: Final = frozenset({"none", "completed", "failed", "cancelled"})
 _NEEDED: Final = ("blockdev-reopen", "change-backing-file", "x-debug-query-block-graph", "query-block-exports")
 
 
-def refuse_old_qemu(monitor: Monitor) -> None:
+def refuse_old_qemu(monitor: Qmp) -> None:
     """Refuse a QEMU that cannot exchange a backing node.
 
     :raise InputError: naming the command that it lacks.
@@ -36,7 +36,7 @@ def refuse_old_qemu(monitor: Monitor) -> None:
         )
 
 
-def refuse_migration(monitor: Monitor) -> None:
+def refuse_migration(monitor: Qmp) -> None:
     """Refuse while the VM migrates, or waits for one that comes in.
 
     :raise InputError: saying what goes on.

@@ -11,25 +11,27 @@ from typing import TYPE_CHECKING, Any, Final
 from chainlift.chain.names import parse_name
 from chainlift.chain.opening import probe_format
 from chainlift.errors import ChainliftError, ImageError
-from chainlift.lift.descriptor import index_descriptor
+from chainlift.lift.descriptor import backing_name, index_descriptor
 from chainlift.lift.lifting import prepare_index
 from chainlift.lift.live import guard
 from chainlift.lift.live.compare import compare_sample
 from chainlift.lift.live.pivot import State
 from chainlift.lift.live.target import Target, backing_target
+from chainlift.lift.manifest import Pointer
 from chainlift.lift.restore import original_pointer, refuse_if_used
 from chainlift.lift.source import find_source, read_pointer
 from chainlift.lift.users import remove_unused
-from chainlift.lift.workspace import Workspace
+from chainlift.lift.workspace import Workspace, lift_directory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from contextlib import AbstractContextManager
 
     from chainlift.lift.lifting import Prepared
+    from chainlift.lift.live.graph import BlockGraph
     from chainlift.lift.live.pivot import Timings
     from chainlift.lift.live.session import LiveSession
-    from chainlift.lift.manifest import Manifest, Pointer
+    from chainlift.lift.manifest import Manifest
     from chainlift.qemu.binary import Qemu
 
 #: A chain that is longer is opened layer by layer: 300 in one command stop the main loop for 0.2 to 0.6 s.
@@ -92,7 +94,7 @@ def lift_live(
             session.refresh()
             session.check()
             refuse_other_chain(session)
-            pivot.run(target)
+            pivot.run(target, persist=not (session.is_libvirts and prepared.manifest.kind == "index"))
         except ChainliftError:
             if pivot.state is State.START:
                 # The first error is the one to tell.
@@ -117,7 +119,9 @@ def restore_live(
     source = find_source(image)
     manifest = source.manifest
     # Not `is_lifted`: a run killed before its switch has left a newer manifest than the lift that is in use.
-    if manifest is None or source.current.name == source.original.name:
+    backing = session.graph.child(session.disk.node, "backing")
+    is_used = source.current.name != source.original.name or _opened_lift(session.graph, backing, image) is not None
+    if manifest is None or not is_used:
         raise ImageError("is not lifted", path=image, hint="there is nothing to restore")
     if clean:
         refuse_if_used(image, manifest)
@@ -154,15 +158,26 @@ class DiskLayer:
     is_named_so: bool = False
 
 
-def layers_under(image: Path, pointer: Pointer | None) -> list[DiskLayer]:
+def _opened_lift(graph: BlockGraph, node: str | None, image: Path) -> Path | None:
+    """Return the file of a lift of this image that QEMU has open in a node, whatever the image's header names."""
+    opened = None if node is None else graph.protocol_file(node)
+    return Path(opened) if opened is not None and Path(opened).parent == lift_directory(image) else None
+
+
+def layers_under(
+    image: Path, pointer: Pointer | None, lift_of: Callable[[int, Path], Pointer | None] | None = None
+) -> list[DiskLayer]:
     """Return everything under an image as the headers say, top first; an index counts as one, and is the last.
 
     :param pointer: what to begin with: the image's backing file, now or before.
+    :param lift_of: says of a layer's depth and path whether it stands on a lift that its header does not name.
     :raise ImageError: if a header cannot be read, or the chain is a loop.
     """
     layers: list[DiskLayer] = []
     path = image
     while pointer is not None:
+        if lift_of is not None:
+            pointer = lift_of(len(layers), path) or pointer
         descriptor = index_descriptor(pointer.name)
         if descriptor is not None:
             layers.append(DiskLayer(descriptor, "qcow2", backing_target(path, pointer.name, "qcow2").options))
@@ -185,9 +200,16 @@ def refuse_other_chain(session: LiveSession) -> None:
 
     :raise ImageError: naming the first layer that differs.
     """
-    layers = layers_under(session.image, read_pointer(session.image)[1])
+    graph = session.graph
+    nodes = graph.backing_chain(session.disk.node)
+
+    def lift_of(depth: int, path: Path) -> Pointer | None:
+        opened = _opened_lift(graph, nodes[depth + 1] if depth + 1 < len(nodes) else None, path)
+        return Pointer(name=backing_name(opened), format="qcow2") if opened and opened.suffix == ".vmdk" else None
+
+    layers = layers_under(session.image, read_pointer(session.image)[1], lift_of if session.is_libvirts else None)
     chain = [(session.image, "qcow2"), *((layer.path, layer.format) for layer in layers)]
-    guard.refuse_other_chain(session.graph, session.disk.node, chain, session.peer)
+    guard.refuse_other_chain(graph, session.disk.node, chain, session.peer)
 
 
 def _probe(path: Path) -> str:

@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from chainlift.lift.live.graph import BlockGraph
+    from chainlift.lift.live.qmp import Qmp
     from chainlift.lift.live.target import Target
-    from chainlift.qemu.monitor import Monitor
 
 #: AioContext locks went in 9.0; until then a node freed inside ``blockdev-reopen`` in an iothread ends QEMU.
 LOCKLESS: Final = (9, 0, 0)
@@ -116,7 +116,7 @@ class Pivot:
 
     def __init__(
         self,
-        monitor: Monitor,
+        monitor: Qmp,
         active: ActiveNode,
         *,
         version: tuple[int, int, int],
@@ -339,7 +339,7 @@ class Pivot:
         """Finish or undo what a killed run has left in this QEMU, whichever the image's header says.
 
         :return: whether anything was left.
-        :raise OperationError: if the header names neither of the two chains.
+        :raise OperationError: if that does not work.
         """
         active = self._active
         graph = self._read_edges()
@@ -359,14 +359,9 @@ class Pivot:
         if _opens(graph, backing, named):
             self._release(self._hold_again(graph, held))
             self._remove_ours()
-        elif _opens(graph, held, named):
-            self._undo(None, None)
         else:
-            raise OperationError(
-                "a killed run has left this disk half switched, and its header names neither backing file",
-                path=active.image,
-                hint="stop the VM and look at the header with qemu-img info",
-            )
+            # The header names what is held, or neither, as under libvirt when an index replaces an index.
+            self._undo(None, None)
         return True
 
     def _hold_again(self, graph: BlockGraph, held: str) -> str:

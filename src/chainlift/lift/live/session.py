@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import os
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chainlift.errors import ImageError
 from chainlift.lift.live import guard
 from chainlift.lift.live.describe import look
 from chainlift.lift.live.disks import LiveDisk, choose_disk, list_disks, list_iothreads
+from chainlift.lift.live.job import StreamJob
+from chainlift.lift.live.libvirt import WARNING, Domain, VirshMonitor, find_domain
 from chainlift.lift.live.peer import Peer, find_peer
 from chainlift.lift.live.pivot import NODE_PREFIX, PAUSE_S, ActiveNode, Pivot, State
 from chainlift.qcow2.header import parse_header
@@ -19,9 +22,9 @@ from chainlift.qemu.monitor import Monitor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from chainlift.lift.live.graph import BlockGraph
+    from chainlift.lift.live.qmp import Qmp
 
 #: A name, a feature table and a long backing name fit well into this much of a qcow2 file's beginning.
 _HEADER_BYTES = 1 << 16
@@ -33,13 +36,15 @@ _CONNECT_S = 10.0
 class LiveSession:
     """One disk of one running QEMU."""
 
-    monitor: Monitor
+    monitor: Qmp
     version: tuple[int, int, int]
     disk: LiveDisk
     graph: BlockGraph
     peer: Peer
     #: What an operator should know and nothing prevents.
     warnings: list[str]
+    #: Whether libvirt will start this disk the next time, which it does on no index.
+    is_libvirts: bool = False
 
     @property
     def image(self) -> Path:
@@ -97,21 +102,24 @@ class LiveSession:
 
 @contextmanager
 def open_session(
-    socket: Path, *, device: str | None = None, node: str | None = None, image: Path | None = None
+    where: Path | Domain, *, device: str | None = None, node: str | None = None, image: Path | None = None
 ) -> Iterator[LiveSession]:
     """Connect to a QEMU, find the disk that is meant, clean up after a killed run, and check that it can be switched.
 
-    :param socket: of QMP.
+    :param where: QEMU's QMP socket, or a libvirt domain.
     :param device: the disk by a device's or an export's name; or
     :param node: by its node; or
     :param image: by its active layer's file; all None where there is only one.
     :raise InputError: if it cannot be switched, with the reason.
     :raise QemuError: if QEMU does not answer.
     """
-    with connect(socket) as (monitor, version, peer):
+    with connect(where) as (monitor, version, peer):
         graph = look(monitor, peer)
         disk = choose_disk(list_disks(monitor, graph, peer), device=device, node=node, image=image)
         session = LiveSession(monitor, version, disk, graph, peer, [])
+        if isinstance(where, Domain):
+            session.is_libvirts = True
+            session.warnings.append(WARNING)
         guard.refuse_migration(monitor)
         guard.refuse_node(graph, disk)
         if peer.node_options(disk.node) is None:
@@ -119,7 +127,10 @@ def open_session(
                 f"node {disk.node} is not on QEMU's command line: options that QEMU does not tell (l2-cache-size, "
                 "lazy-refcounts, pass-discard-*) go to their defaults"
             )
-        if session.pivot().recover():
+        left = StreamJob(monitor, session.active()).finish_left()
+        if left:
+            session.refresh()
+        if session.pivot().recover() or left:
             session.warnings.append("finished what a killed run had left in this QEMU")
             session.refresh()
         session.check()
@@ -127,16 +138,22 @@ def open_session(
 
 
 @contextmanager
-def connect(socket: Path) -> Iterator[tuple[Monitor, tuple[int, int, int], Peer]]:
+def connect(where: Path | Domain) -> Iterator[tuple[Qmp, tuple[int, int, int], Peer]]:
     """Connect to a QEMU that has the commands we need; yield its monitor, its version and its process.
 
     :raise InputError: if it is too old.
     :raise QemuError: if nobody answers.
     """
-    if not socket.is_socket():
-        raise ImageError("is no socket", path=socket, hint="name QEMU's QMP socket (-qmp unix:PATH,server=on,wait=off)")
-    peer = find_peer(socket)
-    with Monitor.connect(socket, timeout_s=_CONNECT_S) as monitor:
+    if isinstance(where, Path) and not where.is_socket():
+        raise ImageError("is no socket", path=where, hint="name QEMU's QMP socket (-qmp unix:PATH,server=on,wait=off)")
+    with ExitStack() as stack:
+        monitor: Qmp
+        if isinstance(where, Domain):
+            peer = find_domain(where)
+            monitor = stack.enter_context(VirshMonitor(where))
+        else:
+            peer = find_peer(where)
+            monitor = stack.enter_context(Monitor.connect(where, timeout_s=_CONNECT_S))
         guard.refuse_old_qemu(monitor)
         yield monitor, _version(monitor), peer
 
@@ -156,6 +173,6 @@ def node_prefix(image: Path) -> str:
     return NODE_PREFIX + hashlib.sha256(str(image.resolve()).encode()).hexdigest()[:8]
 
 
-def _version(monitor: Monitor) -> tuple[int, int, int]:
+def _version(monitor: Qmp) -> tuple[int, int, int]:
     version = monitor.execute("query-version")["qemu"]
     return (version["major"], version["minor"], version["micro"])

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from chainlift.errors import QemuError
 from chainlift.lift.live.compare import compare_sample
+from chainlift.lift.live.job import StreamJob
 from chainlift.lift.live.lifts import prepare_live_index, refuse_other_chain
 from chainlift.lift.live.pivot import Timings
 from chainlift.lift.live.target import backing_target
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
 
     from chainlift.lift.live.session import LiveSession
     from chainlift.qemu.binary import Qemu
-
-_POLL_S: Final = 0.25
-_ENDINGS: Final = ("BLOCK_JOB_COMPLETED", "BLOCK_JOB_CANCELLED")
 
 
 @dataclass(frozen=True)
@@ -106,19 +104,6 @@ def _stream(
 
     :raise QemuError: if it fails or somebody cancels it.
     """
-    job = f"{session.active().prefix}-stream"
     began = time.monotonic()
-    limit = {"speed": rate_bytes_per_s} if rate_bytes_per_s else {}
-    session.monitor.execute("block-stream", {"job-id": job, "device": session.disk.node, **limit})
-    while True:
-        try:
-            event = session.monitor.wait_event(_ENDINGS, lambda data: data.get("device") == job, timeout_s=_POLL_S)
-            break
-        except TimeoutError:
-            for item in session.monitor.execute("query-block-jobs"):
-                if item["device"] == job and progress is not None:
-                    progress(item["offset"], item["len"])
-    if event.name == "BLOCK_JOB_CANCELLED" or "error" in event.data:
-        reason = event.data.get("error", "somebody cancelled it")
-        raise QemuError(f"the block-stream job failed: {reason}", path=session.image)
-    return int(event.data["len"]), time.monotonic() - began
+    job = StreamJob(session.monitor, session.active())
+    return job.run(rate_bytes_per_s=rate_bytes_per_s, progress=progress), time.monotonic() - began

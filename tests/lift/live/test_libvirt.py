@@ -1,0 +1,164 @@
+"""A real libvirtd, of a user of its own, with a domain whose disk is lifted through it."""
+
+import contextlib
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+from chainlift.errors import InputError, QemuError
+from chainlift.lift.lifting import prepare_squash
+from chainlift.lift.live.libvirt import Domain, VirshMonitor
+from chainlift.lift.live.lifts import lift_live, prepare_live_index, restore_live
+from chainlift.lift.live.session import open_session, read_pointer
+from chainlift.lift.live.stream import stream_live
+
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.skipif(not (shutil.which("libvirtd") and shutil.which("virsh")), reason="no libvirt here"),
+]
+DOMAIN = """
+<domain type='qemu'><name>chainlift's</name><memory unit='MiB'>32</memory><vcpu>1</vcpu>
+<os><type arch='x86_64' machine='q35'>hvm</type></os>
+<devices><emulator>/usr/bin/qemu-system-x86_64</emulator>
+<disk type='file' device='disk'><driver name='qemu' type='qcow2' cache='none' discard='unmap'/>
+<source file='{image}'/><target dev='vda' bus='virtio'/></disk></devices></domain>
+"""
+
+
+def virsh(*arguments: object) -> str:
+    done = subprocess.run(["virsh", "-q", *map(str, arguments)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def place():
+    """A directory that libvirtd's user may use, with libvirtd running: as root nobody, for root has no session."""
+    with contextlib.ExitStack() as stack:
+        path = Path(tempfile.mkdtemp(prefix="chainlift-"))
+        stack.callback(shutil.rmtree, path, ignore_errors=True)
+        names = {"XDG_RUNTIME_DIR": "run", "XDG_CONFIG_HOME": "config", "XDG_CACHE_HOME": "cache"}
+        for name in (*names.values(), "config/libvirt", "images"):
+            (path / name).mkdir()
+        (path / "config/libvirt/qemu.conf").write_text('security_driver = "none"\nstdio_handler = "file"\n')
+        as_user: list[str] = []
+        if os.getuid() == 0:
+            nobody = pwd.getpwnam("nobody")
+            as_user = ["setpriv", f"--reuid={nobody.pw_uid}", f"--regid={nobody.pw_gid}", "--clear-groups", "--"]
+            for directory in (path, *path.rglob("*")):
+                os.chown(directory, nobody.pw_uid, nobody.pw_gid)
+        environment = {**os.environ, "HOME": str(path), **{key: str(path / name) for key, name in names.items()}}
+        log = stack.enter_context((path / "log").open("w"))
+        daemon = subprocess.Popen([*as_user, "libvirtd"], env=environment, stdout=log, stderr=log)
+        stack.callback(daemon.wait, 30)
+        stack.callback(daemon.terminate)
+        socket = path / "run/libvirt/libvirt-sock"
+        patch = stack.enter_context(pytest.MonkeyPatch.context())
+        patch.setenv("LIBVIRT_DEFAULT_URI", f"qemu+unix:///session?socket={socket}")
+        for _ in range(200):
+            if subprocess.run(["virsh", "-q", "list"], capture_output=True).returncode == 0:
+                break
+            if daemon.poll() is not None:
+                pytest.skip(f"libvirtd does not run here: {(path / 'log').read_text()[-300:]}")
+            time.sleep(0.1)
+        else:
+            pytest.skip("libvirtd does not answer")
+        yield path
+
+
+@pytest.fixture
+def domain(place, make_chain):
+    """A domain that runs, and its chain; its name has an apostrophe, to be quoted."""
+    directory = place / "images" / str(time.monotonic_ns())
+    chain = make_chain(6, virtual_size=8 << 20, directory=directory, absolute_names=True)
+    owner = place.stat()
+    for path in (directory, *directory.iterdir()):
+        os.chown(path, owner.st_uid, owner.st_gid)
+    xml = directory / "domain.xml"
+    xml.write_text(DOMAIN.format(image=chain.active))
+    virsh("define", xml)
+    try:
+        virsh("start", "chainlift's")
+        yield Domain("chainlift's"), chain
+    finally:
+        subprocess.run(["virsh", "destroy", "chainlift's"], capture_output=True)
+        virsh("undefine", "chainlift's")
+
+
+def nodes(domain) -> list[str]:
+    with VirshMonitor(domain) as monitor:
+        return sorted(node["node-name"] for node in monitor.execute("query-named-block-nodes", flat=True))
+
+
+def test_an_index_lasts_until_the_domain_is_shut_down(domain, same_bytes):
+    where, chain = domain
+    pointer = read_pointer(chain.active)
+    with open_session(where) as session:
+        assert any("libvirt does not learn" in warning for warning in session.warnings)
+        assert session.disk.users[0] == "/machine/peripheral/virtio-disk0/virtio-backend"
+        assert lift_live(session, prepare_live_index(session), qemu=None).left == []
+        session.refresh()
+        assert len(session.graph.backing_chain(session.disk.node)) == 2
+    assert read_pointer(chain.active) == pointer
+    # A snapshot that libvirt takes lies over the image that stands on the index, and is indexed together with it.
+    virsh("snapshot-create-as", "chainlift's", "one", "--disk-only", "--no-metadata")
+    overlay = chain.directory / "active.one"
+    with open_session(where) as session:
+        assert session.image == overlay
+        assert lift_live(session, prepare_live_index(session), qemu=None).left == []
+        session.refresh()
+        assert len(session.graph.backing_chain(session.disk.node)) == 2
+    with open_session(where) as session:
+        lift_live(session, prepare_live_index(session), qemu=None)
+    with open_session(where) as session:
+        assert restore_live(session, clean=True).left == []
+        session.refresh()
+        assert len(session.graph.backing_chain(session.disk.node)) == 8
+    with open_session(where) as session:
+        lift_live(session, prepare_live_index(session), qemu=None)
+    virsh("destroy", "chainlift's")
+    virsh("start", "chainlift's")
+    same_bytes(overlay, chain.files[-2])
+
+
+def test_a_squash_is_durable_and_libvirt_starts_from_it(domain, same_bytes):
+    where, chain = domain
+    with open_session(where) as session:
+        assert lift_live(session, prepare_squash(session.image), qemu=None).left == []
+    assert "active.qcow2.lift" in read_pointer(chain.active)
+    virsh("destroy", "chainlift's")
+    virsh("start", "chainlift's")
+    with open_session(where) as session:
+        assert len(session.graph.backing_chain(session.disk.node)) == 3
+        restore_live(session, clean=True)
+    assert read_pointer(chain.active) == str(chain.files[-2])
+    same_bytes(chain.active, chain.files[-2])
+
+
+def test_a_stream_through_libvirt_ends_though_no_event_comes(domain, same_bytes):
+    where, chain = domain
+    with open_session(where) as session:
+        assert stream_live(session, qemu=None).bytes > 0
+    assert read_pointer(chain.active) is None
+    assert not any(name.startswith("chainlift-") for name in nodes(where))
+    virsh("destroy", "chainlift's")
+    same_bytes(chain.active, chain.files[-2])
+
+
+def test_what_libvirt_and_qemu_refuse_is_told(domain):
+    where, _ = domain
+    with pytest.raises(InputError, match="domain nobody's: failed to get domain"):
+        open_session(Domain("nobody's")).__enter__()
+    with VirshMonitor(where) as monitor, pytest.raises(QemuError, match="nonsense: The command nonsense has not been"):
+        monitor.execute("nonsense")
+    virsh("destroy", "chainlift's")
+    with pytest.raises(InputError, match="does not run on this machine"):
+        open_session(where).__enter__()
+    with VirshMonitor(where) as monitor, pytest.raises(QemuError, match=r"libvirt, query-status: .*not running"):
+        monitor.execute("query-status")

@@ -11,6 +11,7 @@ from chainlift.host.perf import Address, PerfSample
 from chainlift.qcow2.writer import write_image
 from chainlift.qemu.binary import Qemu, find_qemu
 from chainlift.qemu.profile import IS_INSERTED, name_samples, profile_workload, require_profiling
+from chainlift.results.metrics import METRICS
 from chainlift.results.stacks import VCPU
 
 SIZE = 1 << 30
@@ -49,6 +50,7 @@ def test_what_virtual_cpus_do_is_told_from_the_block_layers_work():
     assert {stack[0] for stack, count in profile.stacks.counts.items() if count == 6} == {VCPU}
     assert profile.metrics()["samples"] == 10
     assert profile.metrics()["vcpu_share"] == 0.6
+    assert profile.metrics().keys() == METRICS["profile"].keys()
     assert "vcpu_share" not in name_samples([PerfSample("qemu-img", 0.0, emulation)]).metrics()
 
 

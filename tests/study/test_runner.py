@@ -8,6 +8,7 @@ import pytest
 from chainlift.errors import InputError, PlanError
 from chainlift.qemu.binary import find_qemu
 from chainlift.report import write_report
+from chainlift.results.metrics import METRICS
 from chainlift.results.store import ResultDirectory
 from chainlift.study.active_layer import ActiveLayers, scratch_directory
 from chainlift.study.chain_store import ChainDirectory
@@ -199,6 +200,7 @@ def test_every_test_gives_its_figures_at_both_ends_of_a_live_chain(live_plan, li
     variants += [("read", ""), ("stream", ""), ("memory", "boot-halt"), ("memory", "boot-read-halt")]
     assert set(samples) == {(*name, length) for name in variants for length in (1, 5)}
     assert all(s.outcome == "ok" for s in samples.values())
+    assert all(s.metrics.keys() <= METRICS[s.test].keys() for s in samples.values())
     for length in (1, 5):
         read = samples["read", "", length].metrics
         assert read["bytes"] == live_plan.chain.size

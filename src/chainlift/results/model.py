@@ -55,7 +55,7 @@ class Sample(_Frozen):
     signal: int | None = None
     #: One line on what happened, where the outcome is not ``ok``.
     detail: str | None = None
-    #: Name with unit -> value: ``wall_s``, ``cpu_user_s``, ``peak_rss_bytes``, ``iops``, ``latency_p99_s`` ...
+    #: Name with unit -> value; :data:`chainlift.results.metrics.METRICS` says which a test has and what they mean.
     metrics: dict[str, float] = Field(default_factory=dict)
     #: Load average of the host when the sample began: a noisy machine shows.
     load_1m: float | None = None

@@ -1,8 +1,12 @@
 import json
 
 from chainlift.report import result_tables
+from chainlift.report.data import Results
+from chainlift.report.tables import attempts_table
+from chainlift.results.model import LimitAttempt
+from chainlift.results.store import ResultDirectory
 
-from .conftest import host_read
+from .conftest import NOW, host_read
 
 
 def test_a_table_has_medians_spread_and_ratios_by_length(make):
@@ -57,6 +61,25 @@ def test_the_limits_of_a_qemu_say_what_stopped_it(make):
     (table,) = result_tables([make(limit)])
     texts = [entry.text for entry in table.rows[0]][1:]
     assert texts == ["read", "866", "4.50 s", "870", "QEMU ended by signal 11 (SIGSEGV) at 867 layers"]
+
+
+def test_every_length_that_was_tried_is_told_beside_the_other_releases(make):
+    path = make(host_read(2000, 0, test="limits", variant="read", metrics={"longest": 1000.0}))
+    results = ResultDirectory.open(path)
+    for qemu, length, open_s, signal in (
+        ("host", 1000, 3.3, None), ("host", 1500, 8.0, 11), ("other", 1000, 33.0, 11), ("other", 2000, None, 14)
+    ):  # fmt: skip
+        results.append_attempt(
+            LimitAttempt(qemu=qemu, repeat=0, length=length, started_at=NOW, open_s=open_s, signal=signal)
+        )
+    table = attempts_table(Results.load([path]))
+    assert [column.title for column in table.columns] == ["Length", "QEMU 7.2.22", "QEMU other"]
+    assert [[entry.text for entry in row] for row in table.rows] == [
+        ["1,000", "3.30 s", "33.0 s, signal 11"],
+        ["1,500", "8.00 s, signal 11", ""],
+        ["2,000", "", "not opened, took too long"],
+    ]
+    assert attempts_table(Results.load([make(name="without")])).rows == ()
 
 
 def test_growth_of_several_series_stands_side_by_side(make):

@@ -15,7 +15,7 @@ from chainlift.results.store import ENVIRONMENT, ResultDirectory
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from chainlift.results.model import ChainShape, Environment, Sample
+    from chainlift.results.model import ChainShape, Environment, LimitAttempt, Sample
 
 #: The order in which lifts are shown.
 LIFTS = ("none", "index", "squash")
@@ -34,6 +34,8 @@ class Run:
     environment: Environment | None
     chain: ChainShape | None
     samples: tuple[Sample, ...]
+    #: What the limits test tried.
+    attempts: tuple[LimitAttempt, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -187,7 +189,15 @@ def _version(text: str) -> str:
 def _load(path: Path, label: str) -> Run:
     directory = ResultDirectory.open(path)
     environment = directory.environment() if (path / ENVIRONMENT).exists() else None
-    return Run(label, path, directory.plan_text(), environment, directory.chain(), tuple(directory.samples()))
+    return Run(
+        label=label,
+        path=path,
+        plan_text=directory.plan_text(),
+        environment=environment,
+        chain=directory.chain(),
+        samples=tuple(directory.samples()),
+        attempts=tuple(directory.attempts()),
+    )
 
 
 def _labels(directories: Sequence[Path]) -> list[str]:

@@ -25,6 +25,7 @@ from chainlift.report.tables import (
     Column,
     Entry,
     Table,
+    attempts_table,
     failure_table,
     growth_table,
     limits_table,
@@ -127,7 +128,7 @@ def sections_of(results: Results, pictures: list[Picture]) -> list[Section]:
         Section(
             "limits",
             "Limits and crashes",
-            tables=tuple(t for t in (limits_table(results), failure_table(results)) if t.rows),
+            tables=tuple(t for t in (limits_table(results), attempts_table(results), failure_table(results)) if t.rows),
         ),
         Section("live", "Throughput while the chain is lifted", pictures=_of(drawn, "live")),
         Section(

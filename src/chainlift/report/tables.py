@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from chainlift.report.data import Results
+from chainlift.report.data import Results, Series
 from chainlift.report.findings import describe_failure, growth_of
 from chainlift.report.measures import HOST_VARIANTS, cpu_per_request, cpu_s, host_cpu
 from chainlift.results.statistics import summarise
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from chainlift.report.data import Cell as Samples
-    from chainlift.report.data import Series
     from chainlift.report.measures import Measure
+    from chainlift.results.model import LimitAttempt
     from chainlift.results.statistics import Growth
 
 Value = str | int | float | None
@@ -218,6 +219,36 @@ def limits_table(results: Results) -> Table:
         Column("beyond", "Beyond that", numeric=False),
     )
     return Table("The longest chain", columns, tuple(rows))
+
+
+def attempts_table(results: Results) -> Table:
+    """Return every length that the limits test tried: how long the chain took to open, and what ended QEMU."""
+    tried: dict[int, dict[str, LimitAttempt]] = {}
+    names: list[str] = []
+    for run in results.runs:
+        for attempt in run.attempts:
+            name = results.qemu_name(Series(run.label, attempt.qemu, "none"))
+            name = name if len(results.runs) == 1 else f"{run.label}, {name}"
+            names.append(name)
+            tried.setdefault(attempt.length, {})[name] = attempt
+    names = list(dict.fromkeys(names))
+    rows = [
+        (Entry(length, f"{length:,}"), *(_attempt(tried[length].get(name)) for name in names))
+        for length in sorted(tried)
+    ]
+    columns = (Column("length", "Length"), *(Column(f"open_s, {name}", name) for name in names))
+    return Table("Opening a chain, and whether it can be read then", columns, tuple(rows))
+
+
+def _attempt(found: LimitAttempt | None) -> Entry:
+    if found is None:
+        return Entry(None, "")
+    opened = "not opened" if found.open_s is None else format_seconds(found.open_s)
+    if found.signal is None:
+        return Entry(found.open_s, opened)
+    # The study itself ends what takes too long, by no signal of QEMU's own.
+    ended = "took too long" if found.signal == signal.SIGALRM else f"signal {found.signal}"
+    return Entry(found.open_s, f"{opened}, {ended}")
 
 
 def baseline(results: Results, series: Series, measure: Measure) -> float | None:

@@ -21,12 +21,14 @@ if TYPE_CHECKING:
     "--copy-budget", type=SIZE, metavar="SIZE",
     help="Copy at most so much, for fewer extents. Without: nothing; with --qmp, what it takes for few, up to 1 GiB.",
 )  # fmt: skip
+@click.option("--content", is_flag=True, help="With a running QEMU: compare all before the switch, not only a sample.")
 @click.option("--qemu", "qemu_name", default="host", metavar="QEMU", help="Whose qemu-img switches the pointer.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
 @live_options
 def command(
     image: str | None,
     copy_budget: int | None,
+    content: bool,
     qemu_name: str,
     as_json: bool,
     qmp: Path | Domain | None,
@@ -61,14 +63,16 @@ def command(
 
         with (
             session(qmp, device=device, node=node, image=image) as running,
-            byte_progress("copying", copy_budget or 0) as progress,
+            byte_progress("copying and comparing" if content else "copying") as progress,
         ):
             image = str(running.image)
             prepared = prepare_live_index(running, copy_budget_bytes=copy_budget, progress=progress)
-            result = lift_live(running, prepared, qemu=qemu)
+            result = lift_live(running, prepared, qemu=qemu, content=content, progress=progress)
         manifest, switched = result.manifest, f"; {describe_switch(result)}"
     else:
         image = need_image(image, device, node)
+        if content:
+            raise click.UsageError("--content goes with --qmp or --libvirt; see also chainlift verify --content")
         with byte_progress("copying", copy_budget or 0) as progress:
             manifest = lift_index(image, qemu, copy_budget_bytes=copy_budget or 0, progress=progress)
     if as_json:

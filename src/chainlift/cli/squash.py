@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     help="Look here, too, for other images that use the layers; without: in IMAGE's directory.",
 )  # fmt: skip
 @click.option("--rate", type=SIZE, metavar="SIZE", help="With --qmp: copy at most so much a second.")
+@click.option("--content", is_flag=True, help="With a running QEMU: compare all before the switch, not only a sample.")
 @click.option("--qemu", "qemu_name", default="host", metavar="QEMU", help="Whose qemu-img switches the pointer.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
 @live_options
@@ -32,6 +33,7 @@ def command(
     delete_layers: bool,
     search: tuple[Path, ...],
     rate: int | None,
+    content: bool,
     qemu_name: str,
     as_json: bool,
     qmp: Path | Domain | None,
@@ -58,13 +60,18 @@ def command(
         if delete_layers:
             raise click.UsageError("--delete-layers goes with an image at rest: a VM might still have to go back")
         qemu = find_qemu(qemu_name, need=["storage-daemon"])
-        with session(qmp, device=device, node=node, image=image) as running, byte_progress("squashing") as progress:
+        with (
+            session(qmp, device=device, node=node, image=image) as running,
+            byte_progress("squashing and comparing" if content else "squashing") as progress,
+        ):
             image = str(running.image)
             prepared = prepare_squash(image, onto=onto, rate_bytes_per_s=rate, progress=progress)
-            result = lift_live(running, prepared, qemu=qemu)
+            result = lift_live(running, prepared, qemu=qemu, content=content, progress=progress)
         manifest, switched = result.manifest, f"; {describe_switch(result)}"
     else:
         image = need_image(image, device, node)
+        if content:
+            raise click.UsageError("--content goes with --qmp or --libvirt; see also chainlift verify --content")
         qemu = find_qemu(qemu_name, need=["img"])
         directories = [Path(image).absolute().parent, *search] if delete_layers else None
         with byte_progress("squashing") as progress:

@@ -2,9 +2,12 @@
 
 import contextlib
 import fcntl
+import itertools
 import json
 import os
 import struct
+from socket import AF_UNIX
+from socket import socket as new_socket
 
 import pytest
 
@@ -12,9 +15,10 @@ from chainlift.errors import ImageError, InputError
 from chainlift.lift.lifting import prepare_index
 from chainlift.lift.live.lifts import lift_live
 from chainlift.lift.live.session import open_session
+from chainlift.qcow2.writer import write_image
 from chainlift.qemu.binary import find_qemu
 from chainlift.qemu.monitor import Monitor
-from chainlift.qemu.process import QemuProcess
+from chainlift.qemu.process import QemuProcess, run_tool
 
 pytestmark = pytest.mark.integration
 
@@ -23,9 +27,10 @@ pytestmark = pytest.mark.integration
 def start_machine(tmp_path):
     """Return a function that starts a stopped machine with these arguments and returns its QMP socket."""
     with contextlib.ExitStack() as stack:
+        number = itertools.count()
 
         def start(*arguments):
-            socket = tmp_path / "qmp"
+            socket = tmp_path / f"qmp{next(number)}"
             argv = find_qemu(need=("system",)).command(
                 "system",
                 *("-S", "-nodefaults", "-display", "none", "-machine", "q35,accel=tcg", "-m", "32"),
@@ -67,6 +72,54 @@ def test_a_machine_that_waits_for_a_migration_is_left_alone(make_chain, start_ma
         *blockdev("vda", image), "-device", "virtio-blk-pci,drive=vda,id=disk0", "-incoming", "defer"
     )
     assert "the VM is in state inmigrate" in refused(socket)
+
+
+def test_a_machine_that_migrates_away_is_left_alone(make_chain, start_machine, tmp_path):
+    image = make_chain(3).active
+    socket = start_machine(*blockdev("vda", image), "-device", "virtio-blk-pci,drive=vda,id=disk0")
+    with listening(tmp_path / "nobody") as target:
+        with Monitor.connect(socket) as monitor:
+            monitor.execute("migrate", {"uri": f"unix:{target}"})
+        assert "a migration is under way (" in refused(socket)
+
+
+@contextlib.contextmanager
+def listening(path):
+    """Somebody who takes a connection and reads nothing of it."""
+    with new_socket(AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        yield path
+
+
+@pytest.mark.parametrize("where", ["vda", "below"])
+def test_an_encrypted_layer_is_refused(make_chain, start_machine, where):
+    chain = make_chain(3)
+    secret, overlay = "secret,id=key0,data=abc", chain.directory / "encrypted.qcow2"
+    options = "encrypt.format=luks,encrypt.key-secret=key0,encrypt.iter-time=10"
+    create = ("create", "-q", "--object", secret, "-f", "qcow2", "-o", options)
+    run_tool(find_qemu(need=("img",)).command("img", *create, "-F", "qcow2", "-b", chain.active.name, str(overlay)))
+    key = {"encrypt": {"format": "luks", "key-secret": "key0"}}
+    disk = blockdev("vda", overlay, **key)
+    if where == "below":
+        top = chain.directory / "top.qcow2"
+        write_image(top, virtual_size=chain.virtual_size, backing_file=overlay.name, backing_format="qcow2")
+        file = {"driver": "file", "filename": str(overlay)}
+        disk = blockdev("vda", top, backing={"driver": "qcow2", "read-only": True, "file": file, **key})
+    socket = start_machine("-object", secret, *disk, "-device", "virtio-blk-pci,drive=vda,id=disk0")
+    assert "encrypted" in refused(socket)
+
+
+def test_a_copy_on_read_filter_over_the_disk_stays(make_chain, start_machine):
+    image = make_chain(3).active
+    reader = {"driver": "copy-on-read", "node-name": "cor", "file": "vda"}
+    device = ("-blockdev", json.dumps(reader), "-device", "virtio-blk-pci,drive=cor,id=disk0")
+    socket = start_machine(*blockdev("vda", image), *device)
+    with open_session(socket, device="disk0") as session:
+        assert (session.disk.node, session.disk.root) == ("vda", "cor")
+        assert lift_live(session, prepare_index(session.image), qemu=None).left == []
+        session.refresh()
+        assert session.graph.child("cor", "file") == "vda"
 
 
 def test_a_read_only_disk_cannot_be_switched(make_chain, start_machine):

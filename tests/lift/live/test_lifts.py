@@ -1,9 +1,10 @@
 import contextlib
 import shutil
+from pathlib import Path
 
 import pytest
 
-from chainlift.errors import ImageError, InputError, OperationError
+from chainlift.errors import AnswerIsNo, ImageError, InputError, OperationError
 from chainlift.lift.lifting import prepare_index, prepare_squash
 from chainlift.lift.live.lifts import lift_live, prepare_live_index, restore_live
 from chainlift.lift.live.session import open_session, read_pointer
@@ -118,6 +119,30 @@ def test_a_running_disk_is_squashed_over_an_index_and_restored(make_chain, start
             restore_live(session, clean=True)
         assert read_all(client) == everything(chain)
     assert (len(daemon.nodes()), read_pointer(chain.active)) == (nodes, original)
+
+
+def test_a_lift_that_reads_one_byte_differently_is_not_switched_to_when_all_is_compared(make_chain, start_daemon, qemu):
+    chain = make_chain(4)
+    daemon = start_daemon(chain.active)
+    nodes = daemon.nodes()
+    owned = max(block for block in range(len(chain.owner)) if 1 < chain.owner[block] < 5)
+
+    @contextlib.contextmanager
+    def spoilt(prepare):
+        with prepare as prepared:
+            path = chain.directory / "active.qcow2.lift" / Path(prepared.manifest.files[0].path).name
+            data = bytearray(path.read_bytes())
+            data[data.index(chain.block(owned))] ^= 1
+            path.write_bytes(data)
+            yield prepared
+
+    with open_session(daemon.qmp) as session:
+        with pytest.raises(AnswerIsNo, match=f"reads differently at byte {owned * 4096} of the disk; nothing was"):
+            lift_live(session, spoilt(prepare_squash(session.image)), qemu=qemu, content=True)
+        compared = []
+        lift_live(session, prepare_squash(session.image), qemu=qemu, content=True, progress=compared.append)
+    assert compared[-1] == chain.virtual_size
+    assert len(daemon.nodes()) < len(nodes)
 
 
 def test_a_layer_that_was_replaced_on_disk_is_refused(make_chain, start_daemon, qemu):

@@ -20,19 +20,29 @@ from chainlift.qemu.nbd import NbdClient
 from chainlift.qemu.process import QemuProcess
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from chainlift.lift.live.target import Target
     from chainlift.qemu.binary import Qemu
 
 _PIECE_BYTES: Final = 65536
-_SAMPLE: Final = 256
+#: How many pieces are compared where not all are asked for.
+SAMPLE: Final = 256
 
 
-def compare_sample(qemu: Qemu, image: Path, target: Target, *, pieces: int | None = _SAMPLE, seed: int = 0) -> int:
+def compare_sample(
+    qemu: Qemu,
+    image: Path,
+    target: Target,
+    *,
+    pieces: int | None = SAMPLE,
+    seed: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> int:
     """Compare pieces of the disk, read through the target by QEMU, with the chain under the image as it was.
 
     :param pieces: how many of 64 KiB, at random, first and last included; None compares all of them.
+    :param progress: called with the bytes compared so far.
     :return: bytes compared.
     :raise AnswerIsNo: naming the first byte that differs.
     :raise QemuError: if the target cannot be opened or read.
@@ -67,6 +77,8 @@ def compare_sample(qemu: Qemu, image: Path, target: Target, *, pieces: int | Non
                         hint="run chainlift verify --content and report this",
                     )
                 compared += length
+                if progress is not None:
+                    progress(compared)
             return compared
 
 

@@ -14,7 +14,7 @@ from chainlift.errors import ChainliftError, ImageError
 from chainlift.lift.descriptor import backing_name, index_descriptor
 from chainlift.lift.lifting import prepare_index
 from chainlift.lift.live import guard
-from chainlift.lift.live.compare import compare_sample
+from chainlift.lift.live.compare import SAMPLE, compare_sample
 from chainlift.lift.live.pivot import State
 from chainlift.lift.live.target import Target, backing_target
 from chainlift.lift.manifest import Pointer
@@ -73,14 +73,18 @@ def lift_live(
     prepare: AbstractContextManager[Prepared],
     *,
     qemu: Qemu | None,
+    content: bool = False,
+    progress: Callable[[int], None] | None = None,
     after: Callable[[State], None] | None = None,
 ) -> LiveResult:
     """Build a lift beside a running disk and switch the disk to it.
 
     :param prepare: of :mod:`chainlift.lift.lifting`, not entered yet.
     :param qemu: whose storage daemon reads a sample of the lift to compare it; None compares nothing.
+    :param content: compare all of it.
+    :param progress: called with the bytes compared so far.
     :raise InputError: if the disk must not be switched.
-    :raise AnswerIsNo: if the sample differs; nothing was switched.
+    :raise AnswerIsNo: if what was compared differs; nothing was switched.
     :raise QemuError: if a step failed; everything is as before.
     """
     refuse_other_chain(session)
@@ -89,7 +93,8 @@ def lift_live(
         try:
             target = backing_target(session.image, prepared.manifest.lifted.name, prepared.manifest.lifted.format)
             if qemu is not None:
-                compare_sample(qemu, session.image, target)
+                pieces = None if content else SAMPLE
+                compare_sample(qemu, session.image, target, pieces=pieces, progress=progress if content else None)
             # Building may have taken minutes: what was allowed before must still be.
             session.refresh()
             session.check()

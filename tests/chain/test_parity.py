@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
 from chainlift import open_chain
-from chainlift.chain.extents import map_chain, map_json, map_table
+from chainlift.chain.extents import map_json, map_table
 from chainlift.errors import ImageError
 
 MIB = 1 << 20
@@ -175,13 +175,13 @@ class ChainMachine(RuleBasedStateMachine):
             os.chdir(before)
 
     def compare_maps(self, chain, mapped, table):
-        text = "".join(map_json(map_chain(chain), with_compressed='"compressed"' in mapped))
+        text = "".join(map_json(chain, with_compressed='"compressed"' in mapped))
         assert text == mapped, self.log
         if table.returncode == 0:
-            assert "".join(map_table(map_chain(chain), "image")) == table.stdout.decode(), self.log
+            assert "".join(map_table(chain)) == table.stdout.decode(), self.log
         else:
             with pytest.raises(ImageError, match="--json"):
-                list(map_table(map_chain(chain), "image"))
+                list(map_table(chain))
 
 
 def run_machine(chains):

@@ -4,7 +4,7 @@ import contextlib
 import os
 
 from chainlift import open_chain
-from chainlift.chain.extents import map_chain, map_json
+from chainlift.chain.extents import map_json
 from chainlift.chain.names import parse_name
 from chainlift.chain.summary import summarize
 from chainlift.errors import ChainliftError, ImageError
@@ -59,7 +59,7 @@ def whole(content: bytes) -> None:
         os.write(descriptor, content)
         with contextlib.suppress(ChainliftError), open_chain(f"/proc/self/fd/{descriptor}", format="qcow2") as chain:
             summarize(chain)
-            for _ in zip(map_json(map_chain(chain)), range(_MAP_ENTRIES), strict=False):
+            for _ in zip(map_json(chain), range(_MAP_ENTRIES), strict=False):
                 pass
             for offset in range(0, chain.virtual_size, max(1, chain.virtual_size // 8)):
                 with contextlib.suppress(ImageError):

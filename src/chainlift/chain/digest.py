@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from chainlift.qcow2.mapping import Mapping, TableReader
+from chainlift.qcow2.mapping import Mapping, TableReader, decode
 
 if TYPE_CHECKING:
     from chainlift.qcow2.image import Image
@@ -56,6 +56,6 @@ def digest_tables(image: Image, span: int) -> str:
     for first in range(0, -(-span // image.table_span), _STRIDE):
         offsets = image.l2_offsets(first, min(first + _STRIDE, -(-span // image.table_span)))
         used = np.flatnonzero(offsets)
-        for mapping in reader.read(image, used + first, offsets[used], 0, span):
-            digest.add(mapping)
+        for entries in reader.read(image, used + first, offsets[used], 0, span):
+            digest.add(decode([entries]))
     return digest.hexdigest()

@@ -6,17 +6,19 @@ of ``bdrv_co_block_status()`` in block/io.c.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from array import array
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from chainlift.errors import ImageError, one_line
+from chainlift.qcow2.columns import Columns
 from chainlift.qcow2.layout import CryptMethod, Kind
 from chainlift.qcow2.refcounts import has_preallocated_metadata
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
     from numpy.typing import NDArray
 
@@ -25,143 +27,117 @@ if TYPE_CHECKING:
     from chainlift.qcow2.file import ImageFile
 
 
-#: Entries that exist as Python objects at a time: an object has ten times the size of its row in the arrays.
-_ENTRIES_AT_ONCE = 1 << 15
-
-
-class MapEntry(NamedTuple):
-    """A piece of the disk that is all alike. Offsets and lengths are in bytes."""
-
-    start: int
-    length: int
-    #: The layer that the answer comes from, 0 the active one.
-    depth: int
-    #: Whether a layer says something; where none does, ``depth`` is the last that was asked.
-    present: bool
-    zero: bool
-    data: bool
-    compressed: bool
-    #: Where it begins in its file; None where there is no such place, or none that can be read as it is.
-    offset: int | None
-    #: That file, where there is an offset.
-    filename: str | None
-
-
-def map_chain(chain: Chain) -> Iterator[MapEntry]:
-    """Yield the map of a chain's whole disk, merged as far as possible.
-
-    :raise ImageError: if a table is malformed.
-    """
-    pieces = _Pieces(chain)
-    pending: MapEntry | None = None
-    for window in chain.resolve():
-        for entries in pieces.entries(window.runs().split(chain.visible_sizes)):
-            # Only the ends can be joined: within a window all is merged already.
-            if pending is not None and _can_join(pending, entries[0]):
-                entries[0] = entries[0]._replace(
-                    start=pending.start, length=pending.length + entries[0].length, offset=pending.offset
-                )
-            elif pending is not None:
-                yield pending
-            pending = entries.pop()
-            yield from entries
-    if pending is not None:
-        yield pending
-
-
-def _can_join(left: MapEntry, right: MapEntry) -> bool:
-    if left.offset is not None and (right.offset is None or left.offset + left.length != right.offset):
-        return False
-    return left[2:7] == right[2:7] and (left.offset is None) == (right.offset is None)
-
-
-def map_json(entries: Iterable[MapEntry], *, with_compressed: bool = True) -> Iterator[str]:
-    """Yield the text of ``qemu-img map --output=json``, line by line.
-
-    :param with_compressed: say ``compressed``, as QEMU does since 8.2.
-    """
-    words = ("false", "true")
-    end = "[{"
-    last: tuple[int, bool, bool, bool, bool] | None = None
-    middle = ""
-    for start, length, depth, present, zero, data, compressed, offset, _ in entries:
-        alike = (depth, present, zero, data, compressed)
-        if alike != last:  # the greater part of the text is that of the entry before, more often than not
-            last = alike
-            middle = f'"depth": {depth}, "present": {words[present]}, "zero": {words[zero]}, "data": {words[data]}'
-            if with_compressed:
-                middle += f', "compressed": {words[compressed]}'
-        place = "" if offset is None else f', "offset": {offset}'
-        yield f'{end} "start": {start}, "length": {length}, {middle}{place}}}'
-        end = ",\n{"
-    yield "]\n" if last is not None else "[]\n"
-
-
-def map_table(entries: Iterable[MapEntry], path: str) -> Iterator[str]:
-    """Yield the table of ``qemu-img map``, line by line: what has data, and where.
-
-    :param path: the active layer, for the error.
-    :raise ImageError: if there is data without a place in a file, which the table has no way to say.
-    """
-    yield f"{'Offset':<16}{'Length':<16}{'Mapped to':<16}File\n"
-    for entry in entries:
-        if entry.data and entry.offset is None:
-            raise ImageError(
-                "has compressed or encrypted clusters, which the table cannot show", path=path, hint="use --json"
-            )
-        if entry.data and not entry.zero:
-            columns = (entry.start, entry.length, entry.offset or 0)
-            text = "".join(f"{f'{value:#x}' if value else '0':<16}" for value in columns)
-            yield f"{text}{one_line(entry.filename or '')}\n"
+#: Entries whose text exists at a time: some 130 bytes each.
+_ENTRIES_AT_ONCE = 1 << 14
 
 
 @dataclass(frozen=True)
-class _Columns:
-    """Entries as arrays, one element each."""
+class MapEntries(Columns):
+    """Pieces of the disk, each all alike, in ascending order. Offsets and lengths are in bytes."""
 
     start: NDArray[np.int64]
     length: NDArray[np.int64]
+    #: The layer that the answer comes from, 0 the active one.
     depth: NDArray[np.int64]
+    #: Whether a layer says something; where none does, ``depth`` is the last that was asked.
     present: NDArray[np.bool_]
     zero: NDArray[np.bool_]
     data: NDArray[np.bool_]
     compressed: NDArray[np.bool_]
-    #: -1 for none.
+    #: Where it begins in the layer's data file; -1 where there is no such place, or none that can be read as it is.
     offset: NDArray[np.int64]
 
 
-class _Pieces:
+def map_chain(chain: Chain) -> Iterator[MapEntries]:
+    """Yield the map of a chain's whole disk, some entries at a time, merged as far as possible.
+
+    :raise ImageError: if a table is malformed.
+    """
+    mapper = _Mapper(chain)
+    pending: MapEntries | None = None
+    for window in chain.resolve():
+        found = mapper.entries(window.runs().split(chain.visible_sizes))
+        merged = _merge(found if pending is None else MapEntries.concatenate((pending, found)))
+        # The last one may go on in the next window.
+        pending = merged.take(slice(len(merged) - 1, None))
+        for first in range(0, len(merged) - 1, _ENTRIES_AT_ONCE):
+            yield merged.take(slice(first, min(first + _ENTRIES_AT_ONCE, len(merged) - 1)))
+    if pending is not None:
+        yield pending
+
+
+def map_json(chain: Chain, *, with_compressed: bool = True) -> Iterator[str]:
+    """Yield the text of ``qemu-img map --output=json``, many lines at a time.
+
+    :param with_compressed: say ``compressed``, as QEMU does since 8.2.
+    :raise ImageError: if a table is malformed.
+    """
+    begin = "["
+    for entries in map_chain(chain):
+        # The greater part of a line is one of few texts: what a depth and the flags say.
+        key = entries.depth * 16 + entries.present * 8 + entries.zero * 4 + entries.data * 2 + entries.compressed
+        keys = key.tolist()
+        middle = {key: _json_middle(key, with_compressed=with_compressed) for key in set(keys)}
+        rows = zip(entries.start.tolist(), entries.length.tolist(), keys, entries.offset.tolist(), strict=True)
+        yield begin + ",\n".join([
+            f'{{ "start": {start}, "length": {length}, {middle[key]}}}' if offset < 0 else
+            f'{{ "start": {start}, "length": {length}, {middle[key]}, "offset": {offset}}}'
+            for start, length, key, offset in rows
+        ])  # fmt: skip
+        begin = ",\n"
+    yield "[]\n" if begin == "[" else "]\n"
+
+
+def _json_middle(key: int, *, with_compressed: bool) -> str:
+    names = ["present", "zero", "data", "compressed"] if with_compressed else ["present", "zero", "data"]
+    flags = (f'"{name}": {"true" if key & bit else "false"}' for name, bit in zip(names, (8, 4, 2, 1), strict=False))
+    return f'"depth": {key >> 4}, {", ".join(flags)}'
+
+
+def map_table(chain: Chain) -> Iterator[str]:
+    """Yield the table of ``qemu-img map``, line by line: what has data, and where.
+
+    :raise ImageError: if a table is malformed, or there is data without a place in a file, which the table has no way
+        to say.
+    """
+    yield f"{'Offset':<16}{'Length':<16}{'Mapped to':<16}File\n"
+    files = [one_line(layer.data_file.path) for layer in chain.layers]
+    for entries in map_chain(chain):
+        nowhere = entries.data & (entries.offset < 0)
+        end = int(nowhere.argmax()) if nowhere.any() else len(entries)
+        shown = entries.take((entries.data & ~entries.zero)[:end].nonzero()[0])
+        for start, length, offset, depth in zip(
+            shown.start.tolist(), shown.length.tolist(), shown.offset.tolist(), shown.depth.tolist(), strict=True
+        ):
+            text = "".join(f"{f'{value:#x}' if value else '0':<16}" for value in (start, length, offset))
+            yield f"{text}{files[depth]}\n"
+        if end < len(entries):
+            raise ImageError(
+                "has compressed or encrypted clusters, which the table cannot show",
+                path=chain.layers[0].path,
+                hint="use --json",
+            )
+
+
+class _Mapper:
     """Turns runs into entries, asking file systems for holes where QEMU does."""
 
     def __init__(self, chain: Chain) -> None:
         self._chain = chain
         #: Layers whose file has to be asked where data are holes.
         self._sparse: dict[int, bool] = {}
-        self._extents = [_Extents(layer.data_file) for layer in chain.layers]
+        #: For each layer the offset in its file from which on it is known that no data follow.
+        self._hole_from = np.full(len(chain.layers), np.iinfo(np.int64).max)
+        self._is_raw = np.array([layer.image is None for layer in chain.layers])
         self._encrypted = np.array(
             [
                 layer.image is not None and layer.image.header.crypt_method is not CryptMethod.NONE
                 for layer in chain.layers
             ]
         )
-        self._files = [layer.data_file.path for layer in chain.layers]
 
-    def entries(self, runs: Runs) -> Iterator[list[MapEntry]]:
-        merged = _merge(self._with_holes(self._columns(runs)))
-        for first in range(0, len(merged.start), _ENTRIES_AT_ONCE):
-            yield self._as_entries(merged, slice(first, first + _ENTRIES_AT_ONCE))
-
-    def _as_entries(self, columns: _Columns, rows: slice) -> list[MapEntry]:
-        depths, offsets, files = columns.depth[rows].tolist(), columns.offset[rows].tolist(), self._files
-        return list(map(MapEntry._make, zip(
-            columns.start[rows].tolist(), columns.length[rows].tolist(), depths, columns.present[rows].tolist(),
-            columns.zero[rows].tolist(), columns.data[rows].tolist(), columns.compressed[rows].tolist(),
-            [None if offset < 0 else offset for offset in offsets],
-            [None if offset < 0 else files[depth] for offset, depth in zip(offsets, depths, strict=True)],
-            strict=True,
-        )))  # fmt: skip
-
-    def _columns(self, runs: Runs) -> _Columns:
+    def entries(self, runs: Runs) -> MapEntries:
+        """Return a piece of the disk's entries, in which neighbours may still be alike."""
         present = runs.layer >= 0
         compressed = runs.kind == Kind.COMPRESSED
         data = compressed | (runs.kind == Kind.DATA)
@@ -170,44 +146,41 @@ class _Pieces:
         if self._encrypted.any():
             has_place &= ~self._encrypted[depth]
         offset = np.where(has_place, runs.host_offset, -1)
-        return _Columns(runs.start, runs.length, depth, present, ~data, data, compressed, offset)
+        return self._with_holes(MapEntries(runs.start, runs.length, depth, present, ~data, data, compressed, offset))
 
-    def _with_holes(self, columns: _Columns) -> _Columns:
+    def _with_holes(self, entries: MapEntries) -> MapEntries:
         """Split data of raw layers, and of images with preallocated metadata, into data and holes."""
-        asked = np.zeros(len(columns.start), dtype=bool)
-        for depth in np.unique(columns.depth[columns.data]).tolist():
-            if self._is_sparse(depth):
-                asked |= (columns.depth == depth) & columns.data & (columns.offset >= 0)
-        if not asked.any():
-            return columns
-        index: list[int] = []
-        skip: list[int] = []
-        is_hole: list[bool] = []
-        for place in np.flatnonzero(asked).tolist():
-            extents = self._extents[int(columns.depth[place])]
-            for at, hole in extents.holes(int(columns.offset[place]), int(columns.length[place])):
-                index.append(place)
-                skip.append(at)
-                is_hole.append(hole)
-        whole = np.flatnonzero(~asked)
-        source = np.concatenate((whole, np.array(index, dtype=np.int64)))
-        extra = np.concatenate((np.zeros(len(whole), dtype=np.int64), np.array(skip, dtype=np.int64)))
-        hole_of = np.concatenate((np.zeros(len(whole), dtype=bool), np.array(is_hole, dtype=bool)))
-        start = columns.start[source] + extra
-        order = np.argsort(start, kind="stable")
-        source, extra, hole_of, start = source[order], extra[order], hole_of[order], start[order]
-        is_raw = np.array([layer.image is None for layer in self._chain.layers])[columns.depth[source]]
-        end = int(columns.start[-1] + columns.length[-1])
-        return _Columns(
-            start=start,
-            length=np.diff(np.append(start, end)),
-            depth=columns.depth[source],
-            present=columns.present[source],
-            zero=columns.zero[source] | hole_of,
-            data=columns.data[source] & ~(hole_of & is_raw),
-            compressed=columns.compressed[source],
-            offset=np.where(columns.offset[source] >= 0, columns.offset[source] + extra, -1),
-        )
+        placed = entries.data & (entries.offset >= 0)
+        (asked,) = (placed & (entries.offset < self._hole_from[entries.depth])).nonzero()
+        asked = asked[entries.depth[asked].argsort(kind="stable")]
+        ends = np.append(np.diff(entries.depth[asked]).nonzero()[0] + 1, len(asked)).tolist()
+        is_split = np.zeros(len(entries), dtype=bool)
+        split: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]] = []
+        for begin, end in zip([0, *ends], ends, strict=False):
+            rows = asked[begin:end]
+            if not len(rows) or not self._is_sparse(depth := int(entries.depth[rows[0]])):
+                continue
+            offset, length = entries.offset[rows], entries.length[rows]
+            edges = _edges(self._chain.layers[depth].data_file, offset, offset + length)
+            if len(edges):
+                row, skip, is_hole = _split_at(edges, offset, length)
+                split.append((rows[row], skip, is_hole))
+                is_split[rows] = True
+            else:
+                self._hole_from[depth] = offset.min()
+        is_hole = placed & (entries.offset >= self._hole_from[entries.depth])
+        if split:
+            (whole,) = (~is_split).nonzero()
+            split.append((whole, np.zeros(len(whole), dtype=np.int64), is_hole[whole]))
+            row, skip, is_hole = (np.concatenate(parts) for parts in zip(*split, strict=True))
+            order = (entries.start[row] + skip).argsort(kind="stable")
+            disk_end = int(entries.start[-1] + entries.length[-1])
+            entries, skip, is_hole = entries.take(row[order]), skip[order], is_hole[order]
+            start = entries.start + skip
+            offset = np.where(entries.offset >= 0, entries.offset + skip, -1)
+            entries = replace(entries, start=start, length=np.diff(start, append=disk_end), offset=offset)
+        data = entries.data & ~(is_hole & self._is_raw[entries.depth])
+        return replace(entries, zero=entries.zero | is_hole, data=data)
 
     def _is_sparse(self, depth: int) -> bool:
         if depth not in self._sparse:
@@ -216,42 +189,52 @@ class _Pieces:
         return self._sparse[depth]
 
 
-class _Extents:
-    """Where a file has data and where holes; what the file system answered last is remembered."""
+def _edges(file: ImageFile, begin: NDArray[np.int64], end: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return where data begin and end in a file, in turn, as far as pieces of it are concerned.
 
-    def __init__(self, file: ImageFile) -> None:
-        self._file = file
-        self._asked = self._begin = self._stop = -1
-
-    def holes(self, offset: int, length: int) -> Iterator[tuple[int, bool]]:
-        """Yield where data (False) and holes (True) begin in a piece of the file; past its end is a hole."""
-        position, end = offset, offset + length
-        while position < end:
-            begin, stop = self._next_data(position)
-            if begin > position or begin >= stop:
-                yield position - offset, True
-                if begin >= stop:
-                    return
-                position = begin
-            if position < end:
-                yield position - offset, False
-                position = stop
-
-    def _next_data(self, position: int) -> tuple[int, int]:
-        is_known = self._asked <= position and (position < self._stop or self._begin == self._stop)
-        if not is_known or self._asked < 0:
-            self._asked = position
-            self._begin, self._stop = self._file.next_data(position)
-        return max(position, self._begin) if self._begin < self._stop else self._begin, self._stop
+    The file system is asked once for each of its extents that a piece touches, whatever the number of pieces.
+    """
+    edges = array("q")
+    data, hole = file.next_data(int(begin.min()))
+    if data < hole:
+        order = begin.argsort(kind="stable")
+        begin, furthest = begin[order], np.maximum.accumulate(end[order])
+        while data < hole:
+            if edges and edges[-1] == data:
+                edges.pop()
+            else:
+                edges.append(data)
+            edges.append(hole)
+            following = int(furthest.searchsorted(hole, side="right"))
+            if following == len(begin):
+                break
+            data, hole = file.next_data(max(hole, int(begin[following])))
+    return np.array(edges, dtype=np.int64)
 
 
-def _merge(columns: _Columns) -> _Columns:
+def _split_at(
+    edges: NDArray[np.int64], offset: NDArray[np.int64], length: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
+    """Split pieces of a file at the edges of data.
+
+    :return: of the parts, those of a piece after each other: the piece's index, the bytes between the piece's beginning
+        and the part's, and whether it is a hole.
+    """
+    # What begins at an even number of edges is a hole.
+    first, last = edges.searchsorted(offset, side="right"), edges.searchsorted(offset + length, side="left")
+    count = last - first + 1
+    row = np.arange(len(offset)).repeat(count)
+    nth = np.arange(len(row)) - (count.cumsum() - count).repeat(count)
+    passed = first[row] + nth
+    skip = np.where(nth == 0, 0, np.append(0, edges)[passed] - offset[row])
+    return row, skip, passed % 2 == 0
+
+
+def _merge(entries: MapEntries) -> MapEntries:
     """Join neighbours that are alike and, where they have a place, consecutive there."""
-    flags = columns.depth * 16 + columns.present * 8 + columns.zero * 4 + columns.data * 2 + columns.compressed
-    expected = np.where(columns.offset[:-1] >= 0, columns.offset[:-1] + columns.length[:-1], -1)
-    joined = (flags[1:] == flags[:-1]) & (columns.offset[1:] == expected)
-    first = np.concatenate((np.zeros(1, dtype=np.int64), np.flatnonzero(~joined) + 1))
-    return _Columns(
-        columns.start[first], np.add.reduceat(columns.length, first), columns.depth[first], columns.present[first],
-        columns.zero[first], columns.data[first], columns.compressed[first], columns.offset[first],
-    )  # fmt: skip
+    before, after = entries.take(slice(0, -1)), entries.take(slice(1, None))
+    joined = after.offset == np.where(before.offset >= 0, before.offset + before.length, -1)
+    for left, right in zip(before.columns()[2:7], after.columns()[2:7], strict=True):
+        joined &= left == right
+    first = np.append(0, (~joined).nonzero()[0] + 1)
+    return replace(entries.take(first), length=np.add.reduceat(entries.length, first))

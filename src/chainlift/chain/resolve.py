@@ -7,13 +7,14 @@ table is further on. Memory is that of a window, whatever the disk's size and th
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from chainlift.chain.window import Window
 from chainlift.qcow2.layout import SECTOR_SIZE, Kind
-from chainlift.qcow2.mapping import Mapping, TableReader
+from chainlift.qcow2.mapping import BATCH_UNITS, Entries, Mapping, TableReader, decode
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -22,13 +23,14 @@ if TYPE_CHECKING:
 
     from chainlift.chain.chain import Chain
     from chainlift.chain.digest import TablesDigest
-    from chainlift.chain.layer import Layer
     from chainlift.qcow2.image import Image
 
 #: Granules in a window: 18 bytes each.
 WINDOW_GRANULES = 1 << 20
 #: Granules whose open ones are counted together, to know early that a table need not be read.
 _BUCKET_BITS = 12
+#: L2 tables of a layer whose places are remembered: 16 bytes each.
+_TABLES_AHEAD = 512
 _NEVER = np.iinfo(np.int64).max
 
 
@@ -45,7 +47,8 @@ class Resolver:
         self, chain: Chain, tally: NDArray[np.int64] | None = None, digests: Sequence[TablesDigest] | None = None
     ) -> None:
         self._layers = chain.layers
-        self._limits = chain.visible_sizes
+        #: How far each layer can be seen, and that nothing is below the last.
+        self._limits = [*chain.visible_sizes.tolist(), 0]
         self._granularity = chain.granularity
         self._size = chain.virtual_size
         self._tally = tally
@@ -54,14 +57,14 @@ class Resolver:
         #: With a tally, the L2 tables of each layer.
         self.table_count = np.zeros(len(self._layers), dtype=np.int64)
         self._reader = TableReader()
-        #: For each layer the guest offset of the first L2 table at or after the window, as far as is known.
+        self._tables = [None if layer.image is None else _TablesAhead(layer.image) for layer in self._layers]
+        #: For each layer the guest offset of the first L2 table at or after the window.
         self._next_table = np.full(len(self._layers), -1, dtype=np.int64)
         granule = self._granularity
-        inner = np.unique(self._limits[(self._limits > 0) & (self._limits < self._size)])
-        odd = inner[inner % granule != 0] // granule * granule
+        inner = sorted({limit for limit in self._limits if 0 < limit < self._size})
         #: Granules in which a layer ends, and where windows must therefore be cut.
-        self._odd = set(odd.tolist())
-        self._cuts = np.unique(np.concatenate((inner // granule * granule, odd + granule)))
+        self._odd = {limit // granule * granule for limit in inner if limit % granule}
+        self._cuts = sorted({limit // granule * granule for limit in inner} | {odd + granule for odd in self._odd})
 
     def windows(self, start: int, end: int) -> Iterator[Window]:
         """Yield the windows from ``start`` (rounded down to a granule) to ``end`` (rounded up), in bytes."""
@@ -76,7 +79,7 @@ class Resolver:
                 yield self._resolve(position, stop, SECTOR_SIZE)
                 position = stop
                 continue
-            cut = int(self._cuts[i]) if (i := np.searchsorted(self._cuts, position, "right")) < len(self._cuts) else end
+            cut = self._cuts[i] if (i := bisect_right(self._cuts, position)) < len(self._cuts) else end
             stop = min((position // step + 1) * step, end, cut)
             self._look_ahead(position)
             nearest = int(self._next_table.min())
@@ -90,27 +93,27 @@ class Resolver:
     def tally_beyond(self, offset: int) -> None:
         """Count what layers have at and after a guest offset: of layers that are larger than the disk."""
         for index, layer in enumerate(self._layers):
-            if layer.image is not None and layer.virtual_size > offset:
-                span = layer.image.table_span
-                first = layer.image.next_table(offset // span)
-                while first is not None and first * span < layer.virtual_size:
-                    self._count_only(
-                        index, layer.image, max(offset, first * span), min((first + 64) * span, layer.virtual_size)
-                    )
-                    first = layer.image.next_table(first + 64)
+            image = layer.image
+            if image is None or layer.virtual_size <= offset:
+                continue
+            span = image.table_span
+            tables, offsets = image.next_tables(offset // span, _TABLES_AHEAD)
+            while len(tables) and int(tables[0]) * span < layer.virtual_size:
+                begin = max(offset, int(tables[0]) * span)
+                end = min((int(tables[-1]) + 1) * span, layer.virtual_size)
+                self._count_tables(index, tables, begin)
+                for entries in self._reader.read(image, tables, offsets, begin, end):
+                    self._count(np.full(len(entries.cluster), index), decode([entries]), image, begin)
+                tables, offsets = image.next_tables(int(tables[-1]) + 1, _TABLES_AHEAD)
 
     def _look_ahead(self, position: int) -> None:
-        for index in np.flatnonzero(self._next_table < position).tolist():
-            image = self._layers[index].image
-            table = None if image is None else image.next_table(position // image.table_span)
-            if table is None or image is None:
-                self._next_table[index] = _NEVER
-            else:
-                self._next_table[index] = max(position, table * image.table_span)
+        for index in (self._next_table < position).nonzero()[0].tolist():
+            tables = self._tables[index]
+            self._next_table[index] = _NEVER if tables is None else tables.next_at(position)
 
     def _without_tables(self, start: int, stop: int) -> Window:
         depth = len(self._layers) - 1
-        is_raw = self._layers[depth].image is None and int(self._limits[depth]) > start
+        is_raw = self._layers[depth].image is None and self._limits[depth] > start
         return Window(
             start=start,
             length=stop - start,
@@ -123,56 +126,112 @@ class Resolver:
 
     def _resolve(self, start: int, stop: int, granule: int) -> Window:
         canvas = _Canvas(start, stop, granule)
-        for index, layer in enumerate(self._layers):
-            limit = int(self._limits[index])
-            canvas.close_from(limit)
+        # Layers that are alike are decoded together: many have but a few entries each.
+        batch: list[tuple[int, Entries]] = []
+        size = 0
+        shown, alike = self._size, None
+        for index in (self._next_table < stop).nonzero()[0].tolist():
+            image = self._layers[index].image
+            assert image is not None
+            limit = self._limits[index]
+            if limit != shown or image.alike != alike or alike is None or size >= min(canvas.remaining, BATCH_UNITS):
+                self._paint(canvas, batch)
+                batch, size, shown, alike = [], 0, limit, image.alike
+                canvas.close_from(limit)
             if not canvas.remaining and not self._reads_all:
                 break
-            if layer.image is None:
-                canvas.fill_raw(index)
-            elif int(self._next_table[index]) < stop:
-                ends_at = int(self._limits[index + 1]) if index + 1 < len(self._layers) else 0
-                self._read_layer(canvas, index, layer, ends_at)
+            for entries in self._read_layer(canvas, index, image, start, stop):
+                batch.append((index, entries))
+                size += len(entries.cluster)
+                if size >= BATCH_UNITS:
+                    self._paint(canvas, batch)
+                    batch, size = [], 0
+        self._paint(canvas, batch)
+        depth = len(self._layers) - 1
+        if self._layers[depth].image is None:
+            canvas.close_from(self._limits[depth])
+            canvas.fill_raw(depth)
         return canvas.window
 
-    def _read_layer(self, canvas: _Canvas, index: int, layer: Layer, ends_at: int) -> None:
-        image = layer.image
-        assert image is not None
-        start, stop = canvas.window.start, min(canvas.window.end, layer.virtual_size)
-        tables, offsets = _tables(image, start, stop)
+    def _read_layer(self, canvas: _Canvas, index: int, image: Image, start: int, stop: int) -> Iterator[Entries]:
+        ahead = self._tables[index]
+        assert ahead is not None
+        stop = min(stop, image.header.virtual_size)
+        tables, offsets = ahead.between(start, stop)
         if self._tally is not None:
-            # A table that began in the window before was counted there.
-            self.table_count[index] += np.count_nonzero(tables * image.table_span >= start)
-        elif len(tables) and not self._reads_all:
+            self._count_tables(index, tables, start)
+        if canvas.has_closed_bucket and not self._reads_all:
             wanted = canvas.has_open(tables * image.table_span, image.table_span)
             tables, offsets = tables[wanted], offsets[wanted]
-        if not len(tables):
+        if len(tables):
+            yield from self._reader.read(image, tables, offsets, start, stop)
+
+    def _paint(self, canvas: _Canvas, batch: list[tuple[int, Entries]]) -> None:
+        if not batch:
             return
-        unit_size = image.header.subcluster_size
-        for mapping in self._reader.read(image, tables, offsets, start, stop):
-            if self._tally is not None:
-                # A unit that began in the window before was counted there.
-                self._tally[index] += np.bincount(mapping.kind[mapping.unit * unit_size >= start], minlength=len(Kind))
-            if self._digests is not None:
-                self._digests[index].add(mapping)
-            if canvas.remaining:
-                canvas.paint(index, mapping, unit_size, ends_at)
+        mapping = decode([entries for _, entries in batch])
+        index, image = batch[-1][0], batch[-1][1].image
+        if batch[0][0] == index:
+            layer = np.full(len(mapping), index)
+        else:  # of several, which are alike and have a unit for each entry
+            layer = np.repeat([part for part, _ in batch], [len(entries.cluster) for _, entries in batch])
+        if self._tally is not None:
+            self._count(layer, mapping, image, canvas.window.start)
+        if self._digests is not None:
+            first = 0
+            for part, count in zip(*(column.tolist() for column in np.unique(layer, return_counts=True)), strict=True):
+                self._digests[part].add(mapping.take(slice(first, first + count)))
+                first += count
+        if canvas.remaining:
+            canvas.paint(layer, mapping, image.header.subcluster_size, self._limits[index + 1])
 
-    def _count_only(self, index: int, image: Image, start: int, stop: int) -> None:
-        assert self._tally is not None
-        tables, offsets = _tables(image, start, stop)
+    def _count_tables(self, index: int, tables: NDArray[np.int64], start: int) -> None:
+        # A table that began in the window before was counted there; so was a unit.
+        image = self._layers[index].image
+        assert image is not None
         self.table_count[index] += np.count_nonzero(tables * image.table_span >= start)
-        for mapping in self._reader.read(image, tables, offsets, start, stop):
-            begins = mapping.unit * image.header.subcluster_size
-            self._tally[index] += np.bincount(mapping.kind[begins >= start], minlength=len(Kind))
+
+    def _count(self, layer: NDArray[np.int64], mapping: Mapping, image: Image, start: int) -> None:
+        assert self._tally is not None
+        new = mapping.unit * image.header.subcluster_size >= start
+        place = layer[new] * len(Kind) + mapping.kind[new]
+        self._tally += np.bincount(place, minlength=self._tally.size).reshape(self._tally.shape)
 
 
-def _tables(image: Image, start: int, stop: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the L1 indexes that have a table for a span of the disk, and where the tables are."""
-    first = start // image.table_span
-    offsets = image.l2_offsets(first, -(-stop // image.table_span))
-    used = np.flatnonzero(offsets)
-    return used + first, offsets[used]
+class _TablesAhead:
+    """Where a layer's next L2 tables are: the L1 table is read some way ahead, not once for every window."""
+
+    def __init__(self, image: Image) -> None:
+        self._image = image
+        self._span = image.table_span
+        #: L1 indexes below this one are known: those in use are in the arrays, as far as they have not been passed.
+        self._known_to = 0
+        self._index = self._offset = np.zeros(0, dtype=np.int64)
+
+    def next_at(self, position: int) -> int:
+        """Return the guest offset at which the first table at or after ``position`` begins there, or _NEVER."""
+        first = position // self._span
+        place = int(self._index.searchsorted(first))
+        if place == len(self._index):
+            if self._known_to >= self._image.header.l1_size:
+                return _NEVER
+            self._index, self._offset = self._image.next_tables(max(first, self._known_to), _TABLES_AHEAD)
+            is_all = len(self._index) < _TABLES_AHEAD
+            self._known_to = self._image.header.l1_size if is_all else int(self._index[-1]) + 1
+            if not len(self._index):
+                return _NEVER
+            place = 0
+        return max(position, int(self._index[place]) * self._span)
+
+    def between(self, start: int, stop: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the L1 indexes that have a table for a span of the disk, and where the tables are."""
+        first, last = start // self._span, -(-stop // self._span)
+        if last > self._known_to < self._image.header.l1_size:
+            offsets = self._image.l2_offsets(first, last)
+            (used,) = offsets.nonzero()
+            return used + first, offsets[used]
+        begin, end = self._index.searchsorted((first, last)).tolist()
+        return self._index[begin:end], self._offset[begin:end]
 
 
 class _Canvas:
@@ -195,6 +254,8 @@ class _Canvas:
         self._open_in_bucket = np.full(buckets, 1 << _BUCKET_BITS, dtype=np.int64)
         self._open_in_bucket[-1] = count - ((len(self._open_in_bucket) - 1) << _BUCKET_BITS)
         self._closed_from = count
+        #: Whether there is any bucket with nothing open in it.
+        self.has_closed_bucket = False
 
     def close_from(self, limit: int) -> None:
         """Close what lies at and after a guest offset: the layers from here on end there, and zeros follow."""
@@ -221,10 +282,11 @@ class _Canvas:
         self.window.host_offset[places] = self.window.start + places * self.window.granularity
         self._close(places)
 
-    def paint(self, index: int, mapping: Mapping, unit_size: int, ends_at: int) -> None:
-        """Fill what is open from what a layer's tables say.
+    def paint(self, layer: NDArray[np.int64], mapping: Mapping, unit_size: int, ends_at: int) -> None:
+        """Fill what is open from what layers' tables say.
 
-        :param ends_at: guest offset from which on there is nothing below this layer.
+        :param layer: each unit's layer, never decreasing; where several speak of one place, the first is right.
+        :param ends_at: guest offset from which on there is nothing below the last of these layers.
         """
         granule = self.window.granularity
         per_unit = unit_size // granule
@@ -235,25 +297,30 @@ class _Canvas:
             places = (places[:, None] + within).ravel()
             has_place = (kind != Kind.COMPRESSED) & (host >= 0)
             host = (host[:, None] + has_place[:, None] * within * granule).ravel()
-            kind, stored = np.repeat(kind, per_unit), np.repeat(stored, per_unit)
-        first, last = np.searchsorted(places, (0, len(self._open)))
-        chosen = np.flatnonzero(self._open[places[first:last]]) + first
-        if len(chosen) < len(places):
-            places, kind, host, stored = places[chosen], kind[chosen], host[chosen], stored[chosen]
-        says_nothing = kind == Kind.UNALLOCATED
+            layer, kind, stored = layer.repeat(per_unit), kind.repeat(per_unit), stored.repeat(per_unit)
+        if int(places.min()) < 0 or int(places.max()) >= len(self._open):  # of clusters that are in it only in part
+            (chosen,) = ((places >= 0) & (places < len(self._open))).nonzero()
+            chosen = chosen[self._open[places[chosen]]]
+        else:
+            (chosen,) = self._open[places].nonzero()
+        says_nothing = kind[chosen] == Kind.UNALLOCATED
         if says_nothing.any():
             # Allocated without content: the answer is further down, unless this layer is the last that reaches here.
-            ends = says_nothing & (self.window.start + places * granule >= ends_at)
-            self.window.host_offset[places[ends]] = host[ends]
-            speaks = ~says_nothing
-            places, kind, host, stored = places[speaks], kind[speaks], host[speaks], stored[speaks]
-        self.window.layer[places] = index
-        self.window.kind[places] = kind
-        self.window.host_offset[places] = host
-        self.window.stored_bytes[places] = stored
+            silent, chosen = chosen[says_nothing], chosen[~says_nothing]
+            silent = silent[self.window.start + places[silent] * granule >= ends_at]
+            self.window.host_offset[places[silent]] = host[silent]
+        if len(chosen) and layer[chosen[0]] != layer[chosen[-1]]:
+            chosen = chosen[places[chosen].argsort(kind="stable")]
+            chosen = chosen[np.diff(places[chosen], prepend=-1).nonzero()[0]]
+        places = places[chosen]
+        self.window.layer[places] = layer[chosen]
+        self.window.kind[places] = kind[chosen]
+        self.window.host_offset[places] = host[chosen]
+        self.window.stored_bytes[places] = stored[chosen]
         self._close(places)
 
     def _close(self, places: NDArray[np.int64]) -> None:
         self._open[places] = False
         self.remaining -= len(places)
         self._open_in_bucket -= np.bincount(places >> _BUCKET_BITS, minlength=len(self._open_in_bucket))
+        self.has_closed_bucket = not self._open_in_bucket.all()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from chainlift.qcow2.columns import Columns
 from chainlift.qcow2.layout import Kind
 
 if TYPE_CHECKING:
@@ -63,17 +64,17 @@ class Window:
             & (self.kind[1:] == self.kind[:-1])
             & (self.host_offset[1:] == self.host_offset[:-1] + step)
         )
-        first = np.concatenate((np.zeros(1, dtype=np.int64), np.flatnonzero(~joined) + 1))
+        first = np.concatenate((np.zeros(1, dtype=np.int64), (~joined).nonzero()[0] + 1))
         start = self.start + first * self.granularity
-        length = np.diff(np.append(start, self.end))
+        length = np.diff(start, append=self.end)
         return Runs(
             start, length, self.layer[first], self.kind[first], self.host_offset[first], self.stored_bytes[first]
         )
 
 
 @dataclass(frozen=True)
-class Runs:
-    """Consecutive pieces of the disk; the arrays have one element a piece and mean what a window's do."""
+class Runs(Columns):
+    """Consecutive pieces of the disk, a row each; the arrays mean what a window's do."""
 
     #: Guest offset in bytes, int64.
     start: NDArray[np.int64]
@@ -85,24 +86,19 @@ class Runs:
     host_offset: NDArray[np.int64]
     stored_bytes: NDArray[np.int32]
 
-    def __len__(self) -> int:
-        return len(self.start)
-
     def split(self, cuts: NDArray[np.int64]) -> Runs:
         """Return the same pieces, cut in two where one of these guest offsets (bytes) is inside a piece."""
         end = int(self.start[-1] + self.length[-1])
         inner = cuts[(cuts > self.start[0]) & (cuts < end)]
-        start = np.union1d(self.start, inner)
-        if len(start) == len(self.start):
+        if not len(inner):
             return self
-        source = np.searchsorted(self.start, start, side="right") - 1
-        has_place = (self.host_offset >= 0) & (self.kind != Kind.COMPRESSED)
-        moved = np.where(has_place[source], start - self.start[source], 0)
-        return Runs(
-            start,
-            np.diff(np.append(start, end)),
-            self.layer[source],
-            self.kind[source],
-            self.host_offset[source] + moved,
-            self.stored_bytes[source],
+        start = np.union1d(self.start, inner)
+        source = self.start.searchsorted(start, side="right") - 1
+        parts = self.take(source)
+        has_place = (parts.host_offset >= 0) & (parts.kind != Kind.COMPRESSED)
+        return replace(
+            parts,
+            start=start,
+            length=np.diff(start, append=end),
+            host_offset=parts.host_offset + np.where(has_place, start - parts.start, 0),
         )

@@ -16,6 +16,9 @@ import click
 from chainlift._version import __version__
 from chainlift.errors import ChainliftError
 
+# numpy's linear algebra, which nothing here uses, would start a thread for every core when it is imported.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 #: Verb -> (module:attribute of its command, its line in ``--help``). A verb's module is imported when it is used.
 VERBS: dict[str, tuple[str, str]] = {
     "study": ("chainlift.cli.study:command", "Build a chain, measure it at several lengths, draw the report."),

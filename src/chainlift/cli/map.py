@@ -22,25 +22,26 @@ if TYPE_CHECKING:
     metavar="VERSION",
     default="8.2",
     show_default=True,
-    help="With --json: the QEMU whose text is printed; before 8.2 there is no 'compressed'.",
+    help="With --json: the QEMU whose text is printed: 8.2 and newer say 'compressed' too, 6.1 to 8.1 do not.",
 )
 def command(
     image: str, within: tuple[Path, ...], max_depth: int, image_format: str | None, as_json: bool, as_qemu: str
 ) -> None:
     """Print what 'qemu-img map' prints of IMAGE and all that lies below it, without QEMU."""
-    from chainlift.chain.extents import map_chain, map_json, map_table
+    from chainlift.chain.extents import map_json, map_table
     from chainlift.chain.opening import open_chain
     from chainlift.chain.policy import ChainPolicy
 
     version = _parse_version(as_qemu)
     with open_chain(image, ChainPolicy(within, max_depth), format=image_format) as chain:
-        entries = map_chain(chain)
-        lines = map_json(entries, with_compressed=version >= (8, 2)) if as_json else map_table(entries, image)
-        sys.stdout.writelines(lines)
+        sys.stdout.writelines(map_json(chain, with_compressed=version >= (8, 2)) if as_json else map_table(chain))
 
 
 def _parse_version(text: str) -> tuple[int, ...]:
     try:
-        return tuple(int(part) for part in text.split("."))
+        version = tuple(int(part) for part in text.split("."))
     except ValueError:
         raise click.BadParameter(f"{text!r} is no version (example: 7.2)", param_hint="--as-qemu") from None
+    if version < (6, 1):
+        raise click.BadParameter("before 6.1 qemu-img did not say what is 'present'", param_hint="--as-qemu")
+    return version

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from chainlift.chain import Kind
+from chainlift.qcow2.columns import Columns
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -44,7 +45,7 @@ class State(IntEnum):
 
 
 @dataclass(frozen=True)
-class Fragments:
+class Fragments(Columns):
     """Parts of the disk, in ascending order; arrays as in :class:`~chainlift.chain.window.Runs`."""
 
     start: NDArray[np.int64]
@@ -58,35 +59,6 @@ class Fragments:
     stored_bytes: NDArray[np.int32]
     #: Bytes between the beginning of a COMPRESSED fragment's cluster and the fragment.
     skip: NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.start)
-
-    def copy(self) -> Fragments:
-        """Return them in arrays of their own."""
-        return Fragments(*(column.copy() for column in self.columns()))
-
-    def take(self, chosen: NDArray[np.int64] | NDArray[np.bool_] | slice) -> Fragments:
-        """Return some of them."""
-        return Fragments(*(column[chosen] for column in self.columns()))
-
-    def columns(self) -> tuple[NDArray[Any], ...]:
-        """Return the arrays, in the order in which they are declared."""
-        return (
-            self.start,
-            self.length,
-            self.layer,
-            self.source,
-            self.kind,
-            self.host_offset,
-            self.stored_bytes,
-            self.skip,
-        )
-
-    @classmethod
-    def concatenate(cls, parts: list[Fragments]) -> Fragments:
-        """Join several, in their order."""
-        return cls(*(np.concatenate(columns) for columns in zip(*(part.columns() for part in parts), strict=True)))
 
 
 @dataclass(frozen=True)

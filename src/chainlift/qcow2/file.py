@@ -14,6 +14,7 @@ import resource
 import stat
 import struct
 from collections import OrderedDict
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from chainlift.errors import ImageError, PolicyError
@@ -154,6 +155,9 @@ def _open(target: str, path: str) -> tuple[int, os.stat_result]:
     try:
         status = os.fstat(descriptor)
         _check_kind(status.st_mode, path)
+        # No reading ahead: tables lie scattered, and what is in the page cache changes what SEEK_HOLE says.
+        with suppress(OSError):
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
     except BaseException:
         os.close(descriptor)
         raise

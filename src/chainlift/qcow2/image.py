@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 #: Entries of an L1 table that are looked at in one go when searching for the next one in use.
 _L1_STRIDE = 8192
-_HEAD_BYTES = 65536
+_HEAD_BYTES = 4096
 
 
 class Image:
@@ -47,6 +47,12 @@ class Image:
         return self.file.path
 
     @property
+    def alike(self) -> tuple[int, ...] | None:
+        """What images have in common whose L2 entries can be decoded together; None if only by themselves."""
+        header = self.header
+        return None if header.extended_l2 or header.has_data_file else (header.version, header.cluster_bits)
+
+    @property
     def table_span(self) -> int:
         """Bytes of guest disk that one L2 table maps."""
         return self.header.l2_entries * self.header.cluster_size
@@ -57,41 +63,50 @@ class Image:
         :raise ImageError: if a table is not aligned or reaches past the file's end.
         """
         last = min(last, self.header.l1_size)
+        cluster_size = self.header.cluster_size
         data = self.file.pread(self.header.l1_table_offset + 8 * first, 8 * max(0, last - first))
         offsets = (np.frombuffer(data, ">u8") & np.uint64(layout.L1E_OFFSET_MASK)).astype(np.int64)
         if len(offsets) < last - first:
             raise ImageError("the L1 table is cut off", path=self.path)
-        bad = (offsets & (self.header.cluster_size - 1)) != 0
-        if bad.any():
-            index = int(bad.argmax())
+        if int(np.bitwise_or.reduce(offsets)) & (cluster_size - 1):
+            index = int(((offsets & (cluster_size - 1)) != 0).argmax())
             raise ImageError(
                 f"L1 entry {first + index}: L2 table offset {offsets[index]:#x} is not aligned", path=self.path
             )
-        end = int(offsets.max(initial=0)) + self.header.cluster_size
-        if end > self.file.size and offsets.any() and end > self.file.refresh_size():
+        end = int(offsets.max(initial=0))
+        if end and end + cluster_size > self.file.size and end + cluster_size > self.file.refresh_size():
             index = int(offsets.argmax())
             raise ImageError(
                 f"L1 entry {first + index}: L2 table at {offsets[index]:#x} reaches past the file's end", path=self.path
             )
         return offsets
 
-    def next_table(self, first: int) -> int | None:
-        """Return the first L1 entry at or after ``first`` that has an L2 table, or None."""
+    def next_tables(self, first: int, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the next L1 entries that have an L2 table, and where the tables are.
+
+        :param first: the first L1 entry that is looked at.
+        :param count: how many are wanted at most; fewer are returned only where the L1 table ends.
+        :raise ImageError: if a table is not aligned, reaches past the file's end or stands in two entries.
+        """
+        index = offset = np.zeros(0, dtype=np.int64)
         for start in range(first, self.header.l1_size, _L1_STRIDE):
             offsets = self.l2_offsets(start, start + _L1_STRIDE)
-            used = np.flatnonzero(offsets)
+            (used,) = offsets.nonzero()
             if len(used):
-                self._refuse_shared_tables(start, offsets)
-                return start + int(used[0])
-        return None
+                self._refuse_shared_tables(start, used, offsets[used])
+                index = np.concatenate((index, used + start))
+                offset = np.concatenate((offset, offsets[used]))
+                if len(index) >= count:
+                    break
+        return index[:count], offset[:count]
 
-    def _refuse_shared_tables(self, first: int, offsets: NDArray[np.int64]) -> None:
+    def _refuse_shared_tables(self, first: int, used: NDArray[np.int64], offsets: NDArray[np.int64]) -> None:
         # No writer makes them, and a small file could stand for years of reading.
-        by_offset = np.argsort(offsets, kind="stable")
+        by_offset = offsets.argsort(kind="stable")
         in_order = offsets[by_offset]
-        shared = np.flatnonzero((in_order[1:] == in_order[:-1]) & (in_order[1:] != 0))
+        (shared,) = (in_order[1:] == in_order[:-1]).nonzero()
         if len(shared):
-            one, other = first + int(by_offset[shared[0]]), first + int(by_offset[shared[0] + 1])
+            one, other = (first + int(used[by_offset[shared[0] + more]]) for more in (0, 1))
             raise ImageError(f"L1 entries {one} and {other} share an L2 table", path=self.path)
 
     def require_plain(self) -> None:
@@ -126,9 +141,14 @@ def read_header(file: ImageFile) -> Header:
 
     :raise ImageError: as :func:`chainlift.qcow2.header.parse_header`.
     """
-    # Clusters may have 2 MiB, but what is of interest nearly always ends within the first page or two.
+    # Not more than needed: what was read is in the page cache, and set-aside extents that are there are holes no more
+    # to SEEK_HOLE, nor then to "qemu-img map".
     head = file.pread(0, _HEAD_BYTES)
-    name_end = int.from_bytes(head[8:16], "big") + int.from_bytes(head[16:20], "big")
-    if len(head) == _HEAD_BYTES < name_end <= 1 << layout.MAX_CLUSTER_BITS:
-        head = file.pread(0, name_end)
+    cluster_bits = int.from_bytes(head[20:24], "big")
+    if len(head) == _HEAD_BYTES and cluster_bits <= layout.MAX_CLUSTER_BITS:
+        name_offset, name_size = int.from_bytes(head[8:16], "big"), int.from_bytes(head[16:20], "big")
+        # Without a name extensions may go on to the end of the cluster.
+        needed = min(name_offset + name_size if name_offset else 1 << cluster_bits, 1 << cluster_bits)
+        if needed > _HEAD_BYTES:
+            head = file.pread(0, needed)
     return parse_header(head, file.path)

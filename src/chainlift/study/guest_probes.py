@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from chainlift.guest.interface import Guest
     from chainlift.host.process import Finished
+    from chainlift.qemu.monitor import Monitor
     from chainlift.results.model import Test
     from chainlift.study.plan import Plan
 
@@ -172,6 +173,18 @@ def fio_metrics(output: str) -> dict[str, float]:
         raise GuestError(f"fio in the guest did not give its figures: {output.strip()[-200:]!r}") from error
 
 
+def stream_all(monitor: Monitor) -> int:
+    """Stream all layers into the active one and wait for the end; return the job's length in bytes.
+
+    :raise QemuError: if the job fails.
+    """
+    monitor.execute("block-stream", device="active", job_id=_JOB)
+    event = monitor.wait_event("BLOCK_JOB_COMPLETED", lambda data: data.get("device") == _JOB)
+    if problem := event.data.get("error"):
+        raise QemuError(f"block-stream failed: {problem}")
+    return int(event.data["len"])
+
+
 @dataclass(frozen=True)
 class StreamProbe:
     """With the guest up, ``block-stream`` of all layers into the active one, timed to the job's completion event."""
@@ -190,19 +203,16 @@ class StreamProbe:
     def measure(self, setup: Setup) -> Iterator[Reading]:
         """See :class:`~chainlift.study.probe.Probe`."""
         with setup.boot() as guest:
-            pid, monitor = guest.vm.process.pid, guest.vm.monitor
+            pid = guest.vm.process.pid
             user, system = cpu_times(pid)
             started = time.monotonic()
-            monitor.execute("block-stream", device="active", job_id=_JOB)
-            event = monitor.wait_event("BLOCK_JOB_COMPLETED", lambda data: data.get("device") == _JOB)
+            streamed = stream_all(guest.vm.monitor)
             wall_s = time.monotonic() - started
             user_after, system_after = cpu_times(pid)
-            if problem := event.data.get("error"):
-                raise QemuError(f"block-stream failed: {problem}")
             finished = guest.halt()
             metrics = {
                 "wall_s": wall_s,
-                "bytes": float(event.data["len"]),
+                "bytes": float(streamed),
                 "cpu_user_s": user_after - user,
                 "cpu_sys_s": system_after - system,
             }

@@ -14,7 +14,7 @@ from chainlift.host.perf import PerfRecorder, read_samples
 from chainlift.qemu.profile import Profile, name_samples, profile_workload, require_profiling
 from chainlift.results.stacks import profile_name, save_stacks
 from chainlift.results.store import PROFILES
-from chainlift.study.guest_probes import read_disk
+from chainlift.study.guest_probes import read_disk, stream_all
 from chainlift.study.probe import Probe, Reading, Setup, register
 
 if TYPE_CHECKING:
@@ -105,8 +105,7 @@ class ProfileProbe:
                 if self.variant == "read":
                     read_disk(guest, plan.chain.size)
                 else:
-                    guest.vm.monitor.execute("block-stream", device="active", job_id="stream")
-                    guest.vm.monitor.wait_event("BLOCK_JOB_COMPLETED")
+                    stream_all(guest.vm.monitor)
                 perf.end()
             guest.halt()
         try:

@@ -47,7 +47,9 @@ def chain_bytes(plan: Plan) -> int:
 
 def measuring_bytes(plan: Plan) -> int:
     """Estimate what measuring takes beside the chain: streaming copies everything into a throw-away active layer."""
-    return base_bytes(plan) + (1 << 30) if "stream" in plan.tests else 1 << 30
+    profiled = plan.profile.work if "profile" in plan.tests else ()
+    streams = "stream" in plan.tests or not {"stream", "host-stream"}.isdisjoint(profiled)
+    return base_bytes(plan) + (1 << 30) if streams else 1 << 30
 
 
 def require_space(directory: Path, needed: int, what: str) -> None:

@@ -73,6 +73,7 @@ def tables_of(results: Results) -> list[Table]:
     tables.append(growth_table(results))
     tables.append(failure_table(results))
     tables.append(limits_table(results))
+    tables.append(attempts_table(results))
     return [table for table in tables if table.rows]
 
 

@@ -1,194 +1,329 @@
 """What a lift costs and gains, against stock tools on the same files, in one run.
 
-Builds chains like the experiment's (20 GiB, 6 GiB of data in the base, 75 changed clusters a layer), then measures
+Builds chains like the experiment's (20 GiB, 6 GiB of data in the base, 75 changed clusters a layer; the chain of 300
+is the lower part of that of 1,000) and measures, by part:
 
-- building the index: wall and CPU time of the whole command, and its peak memory;
-- 4 KiB strided and 64 KiB sequential reads by ``qemu-img bench`` through a chain of length 1, the whole chain, its
-  index, an index of at most 64 extents, and a squash: user CPU time, wall time and QEMU's peak memory;
-- squash and flatten against ``qemu-img convert -W -m 16 -t none -T none``.
+index     `chainlift index` at both lengths: wall and CPU time of the whole command, and its peak memory
+reads     4 KiB strided (40,000 requests, as the issue has it) and 64 KiB sequential, by `qemu-img bench` through a
+          chain of length 1, the whole chain, its index, an index of at most 64 extents and a squash: CPU and wall time
+          of the requests alone (QEMU is held between opening and its first request), and QEMU's peak memory
+long      the same at 1,000 layers, with fewer requests: one takes 30 ms there
+copies    flatten and squash against `qemu-img convert -W -m 16` of the whole chain, with sources in the page cache and
+          not in it; convert reads them with direct I/O and (in the cache) also through it, and the faster one counts
+          (`convert -B BASE` is no stock squash: it takes the top layer alone and leaves the middle ones out)
+reflink   flatten and squash of 6 GiB on an XFS in a file (needs root and mkfs.xfs)
 
-Ratios are of one run; everything is read once before it is measured. Prints JSON lines as it goes, then the ratios.
+Ratios are of one run. Prints JSON lines as it goes, then each target and what was measured. All parts take some ten
+minutes and 22 GB.
 
-    .venv/bin/python bench/lift/bench_lift.py --directory DIR [--length 300] [--repeat 3]
+    .venv/bin/python bench/lift/bench_lift.py --directory DIR [--part reads --part copies ...] [--quick]
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import random
+import os
 import shutil
 import statistics
+import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from chainlift.host.process import run_tool
+from chainlift.lift.index import GENTLE_EXTENTS, gentle_budget
 from chainlift.lift.lifting import lift_index, lift_squash
 from chainlift.lift.restore import restore_lift
 from chainlift.qcow2.writer import write_image
 from chainlift.qemu.binary import find_qemu
-from chainlift.units import format_ratio, parse_size
+from chainlift.study.host_read import Pattern, host_read
 
 CLUSTER = 65536
-DIRECT = ["-t", "none", "-T", "none", "-W", "-m", "16"]
+PARTS = ("index", "reads", "long", "copies", "reflink")
+CHAINLIFT = [sys.executable, "-m", "chainlift"]
+MOST = ["-W", "-m", "16", "-t", "none"]
 
 
-def build(directory: Path, length: int, size: int, data: int) -> None:
+@dataclass(frozen=True)
+class Scale:
+    """How much is measured."""
+
+    length: int = 300
+    long: int = 1000
+    size: int = 20 << 30
+    data: int = 6 << 30
+    requests: int = 40_000
+    sequential: int = 1 << 30
+    long_requests: int = 1000
+
+
+QUICK = Scale(length=80, long=100, size=1 << 30, data=64 << 20, requests=2000, sequential=64 << 20, long_requests=300)
+
+
+def build(directory: Path, length: int, scale: Scale) -> None:
     generator = np.random.default_rng(1)
     pool = generator.integers(0, 256, 64 << 20, dtype=np.uint8).tobytes()
-    total = size // CLUSTER
-    chosen = np.sort(generator.choice(total, data // CLUSTER, replace=False))
+    total = scale.size // CLUSTER
+    chosen = np.sort(generator.choice(total, scale.data // CLUSTER, replace=False))
 
     def content(cluster: int) -> bytes:
         at = cluster * 4099 % (len(pool) - CLUSTER)
         return pool[at : at + CLUSTER]
 
-    write_image(directory / "0.qcow2", virtual_size=size, clusters=chosen, data=content)
+    write_image(directory / "0.qcow2", virtual_size=scale.size, clusters=chosen, data=content)
     for number in range(1, length + 1):
         clusters = np.sort(generator.choice(total, 75, replace=False))
         write_image(
-            directory / f"{number}.qcow2", virtual_size=size, clusters=clusters, data=content,
+            directory / f"{number}.qcow2", virtual_size=scale.size, clusters=clusters, data=content,
             backing_file=f"{number - 1}.qcow2", backing_format="qcow2",
         )  # fmt: skip
+    os.sync()
 
 
-def active(directory: Path, length: int) -> Path:
+def active(directory: Path, length: int, size: int) -> Path:
     """A chain's active layer of its own: empty, so that it can be lifted and thrown away."""
     path = directory / f"active-{length}.qcow2"
     path.unlink(missing_ok=True)
-    with (directory / f"{length}.qcow2").open("rb") as below:
-        below.seek(24)
-        size = int.from_bytes(below.read(8), "big")
     write_image(path, virtual_size=size, backing_file=f"{length}.qcow2", backing_format="qcow2")
     return path
 
 
+def layers(directory: Path, length: int) -> list[Path]:
+    return [directory / f"{number}.qcow2" for number in range(length + 1)]
+
+
+def warm(paths: list[Path]) -> None:
+    for path in paths:
+        with path.open("rb", buffering=0) as stream:
+            while stream.read(4 << 20):
+                pass
+
+
+def cool(paths: list[Path]) -> None:
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
+
+
 class Bench:
-    def __init__(self, qemu_name: str, repeat: int) -> None:
-        self.qemu = find_qemu(qemu_name, need=["img"])
-        self.repeat = repeat
+    def __init__(self, options: argparse.Namespace, scale: Scale) -> None:
+        self.qemu = find_qemu(options.qemu, need=["img"])
+        self.repeat = options.repeat
+        self.scale = scale
         self.rows: dict[tuple[str, str], dict[str, float]] = {}
+        self.verdicts: list[str] = []
 
-    def run(self, what: str, on: str, argv: list[str], *, repeat: int | None = None) -> dict[str, float]:
-        done = [run_tool(argv, environment=dict(self.qemu.environment)) for _ in range(repeat or self.repeat)]
-        row = {
-            "wall_s": statistics.median(d.wall_s for d in done),
-            "user_s": statistics.median(d.cpu_user_s for d in done),
-            "cpu_s": statistics.median(d.cpu_user_s + d.cpu_sys_s for d in done),
-            "peak_rss_bytes": max(d.peak_rss_bytes for d in done),
-        }
-        self.keep(what, on, row)
-        return row
+    def command(self, what: str, on: str, argv: list[str]) -> dict[str, float]:
+        done = run_tool(argv, environment=dict(self.qemu.environment))
+        row = {"wall_s": done.wall_s, "cpu_s": done.cpu_user_s + done.cpu_sys_s, "peak_rss_bytes": done.peak_rss_bytes}
+        return self.keep(what, on, row)
 
-    def keep(self, what: str, on: str, row: dict[str, float]) -> None:
+    def keep(self, what: str, on: str, row: dict[str, float]) -> dict[str, float]:
         self.rows[what, on] = row
         sys.stdout.write(json.dumps({"what": what, "on": on, **{k: round(v, 4) for k, v in row.items()}}) + "\n")
         sys.stdout.flush()
+        return row
 
-    def reads(self, on: str, image: Path, size: int, requests: int, sequential: int) -> None:
-        step = 260 * 1024
-        common = ["bench", "-f", "qcow2", "-t", "writeback"]
-        strided = ["-d", "1", "-c", str(requests), "-s", "4096", "-S", str(step), str(image)]
-        self.run("4k", on, self.qemu.command("img", *common, *strided))
-        count = min(size, sequential) // 65536
-        self.run("64k", on, self.qemu.command("img", *common, "-d", "1", "-c", str(count), "-s", "64k", str(image)))
+    def median(self, what: str, on: str, rows: list[dict[str, float]]) -> dict[str, float]:
+        return self.keep(what, on, {key: statistics.median(row[key] for row in rows) for key in rows[0]})
+
+    def target(self, text: str, measured: float, limit: float, *, at_least: bool, unit: str = "x") -> None:
+        held = measured >= limit if at_least else measured <= limit
+        relation = ">=" if at_least else "<="
+        self.verdicts.append(
+            f"{'holds' if held else 'MISSED':7} {text}: {measured:.3g}{unit} ({relation} {limit:g}{unit})"
+        )
+
+    def reads(self, on: str, image: Path, *, requests: int, sequential: int, repeat: int | None = None) -> None:
+        for pattern in (
+            Pattern("4k", 4096, 260 << 10, 1, min(requests, self.scale.size // (260 << 10) * 4)),
+            Pattern("64k", CLUSTER, CLUSTER, 1, sequential // CLUSTER),
+        ):
+            rows = []
+            for _ in range(repeat or self.repeat):
+                found = host_read(
+                    self.qemu, image, pattern, cache="writeback", aio="threads", budget_s=1e6, request_s=1e-6
+                )
+                if found.metrics is None:
+                    sys.stdout.write(f"{pattern.variant} on {on}: {found.crash}\n")
+                    return
+                cpu = found.metrics.get("cpu_user_s", 0.0) + found.metrics.get("cpu_sys_s", 0.0)
+                kept = ("wall_s", "requests", "peak_rss_bytes", "open_s")
+                rows.append({"cpu_s": cpu, **{key: found.metrics[key] for key in kept}})
+            self.median(f"reads {pattern.variant}", on, rows)
+
+    def compare_reads(self, kinds: list[str], one: str, chain: str) -> None:
+        for what in ("reads 4k", "reads 64k"):
+            if (what, chain) not in self.rows:
+                continue
+            base, slow = self.rows[what, one], self.rows[what, chain]
+            for on in kinds:
+                row = self.rows[what, on]
+                memory = (row["peak_rss_bytes"] - base["peak_rss_bytes"]) / max(
+                    1, slow["peak_rss_bytes"] - base["peak_rss_bytes"]
+                )
+                self.keep(f"ratios {what}", on, {
+                    "cpu_of_length_1": row["cpu_s"] / base["cpu_s"],
+                    "wall_of_length_1": row["wall_s"] / base["wall_s"],
+                    "cheaper_than_chain_cpu": slow["cpu_s"] / row["cpu_s"],
+                    "cheaper_than_chain_wall": slow["wall_s"] / row["wall_s"],
+                    "memory_of_chains": memory,
+                })  # fmt: skip
+
+
+def measure_index(bench: Bench, directory: Path, length: int, limit_s: float) -> None:
+    image = active(directory, length, bench.scale.size)
+    warm(layers(directory, length))
+    rows = []
+    for _ in range(max(3, bench.repeat)):
+        rows.append(bench.command("index (run)", f"{length} layers", [*CHAINLIFT, "index", str(image)]))
+        restore_lift(image, bench.qemu, clean=True)
+    row = bench.median("index", f"{length} layers", rows)
+    bench.target(f"index of {length} layers, wall", row["wall_s"], limit_s, at_least=False, unit=" s")
+    bench.target(f"index of {length} layers, memory", row["peak_rss_bytes"] / 1e6, 150, at_least=False, unit=" MB")
+
+
+def measure_reads(bench: Bench, directory: Path) -> None:
+    scale, length = bench.scale, bench.scale.length
+    short, image = active(directory, 0, scale.size), active(directory, length, scale.size)
+    warm(layers(directory, length))
+    amount = {"requests": scale.requests, "sequential": scale.sequential}
+    bench.reads("length 1", short, **amount)
+    bench.reads("chain", image, **amount, repeat=1)
+    manifest = lift_index(image, bench.qemu)
+    bench.reads("index", image, **amount)
+    budget = gentle_budget([layer.visible_clusters for layer in manifest.layers]) * CLUSTER
+    few = lift_index(image, bench.qemu, copy_budget_bytes=budget)
+    bench.keep("extents", "index of 64", {"extents": few.extents, "copied_bytes": few.copied_bytes})
+    bench.reads("index of 64", image, **amount)
+    restore_lift(image, bench.qemu, clean=True)
+    lift_squash(image, bench.qemu)
+    bench.reads("squash", image, **amount)
+    restore_lift(image, bench.qemu, clean=True)
+    bench.compare_reads(["index", "index of 64", "squash"], "length 1", "chain")
+    for what in ("4k", "64k"):
+        ratio = bench.rows[f"ratios reads {what}", "index"]["cheaper_than_chain_cpu"]
+        bench.target(f"{what} reads through the index, CPU, {length} layers", ratio, 40, at_least=True)
+        for on in ("index of 64", "squash"):
+            row = bench.rows[f"ratios reads {what}", on]
+            bench.target(f"{what} reads through {on} over length 1, CPU", row["cpu_of_length_1"], 1.25, at_least=False)
+            bench.target(
+                f"{what} reads through {on} over length 1, wall", row["wall_of_length_1"], 1.25, at_least=False
+            )
+    assert few.extents <= GENTLE_EXTENTS
+    for on in ("index", "index of 64", "squash"):
+        share = bench.rows["ratios reads 4k", on]["memory_of_chains"]
+        bench.target(f"QEMU's memory through {on}, of the chain's", share, 1 / 20, at_least=False)
+
+
+def measure_long(bench: Bench, directory: Path) -> None:
+    scale, length = bench.scale, bench.scale.long
+    short, image = active(directory, 0, scale.size), active(directory, length, scale.size)
+    warm(layers(directory, length))
+    amount = {"requests": scale.long_requests, "sequential": scale.long_requests * CLUSTER}
+    bench.reads("length 1, few", short, **amount)
+    bench.reads(f"chain of {length}", image, **amount, repeat=1)
+    lift_index(image, bench.qemu)
+    bench.reads(f"index of {length}", image, **amount)
+    restore_lift(image, bench.qemu, clean=True)
+    bench.compare_reads([f"index of {length}"], "length 1, few", f"chain of {length}")
+    for what in ("4k", "64k"):
+        row = bench.rows.get((f"ratios reads {what}", f"index of {length}"))
+        if row is not None:
+            text = f"{what} reads through the index, CPU, {length} layers"
+            bench.target(text, row["cheaper_than_chain_cpu"], 150, at_least=True)
+
+
+def measure_copies(bench: Bench, directory: Path) -> None:
+    scale, out = bench.scale, directory / "out.qcow2"
+    for length in (0, scale.length):
+        image, sources = active(directory, length, scale.size), layers(directory, length)
+        on = f"{length or 1} layers"
+
+        def convert(*flags: str, source: Path = image) -> list[str]:
+            return bench.qemu.command("img", "convert", "-O", "qcow2", *MOST, *flags, str(source), str(out))
+
+        flatten = [*CHAINLIFT, "flatten", str(image), str(out)]
+        for state in ("warm", "cold"):
+            ways = {"convert -T none": convert("-T", "none"), "flatten": flatten}
+            if state == "warm":
+                ways["convert"] = convert()
+            if length:
+                ways["squash"] = [*CHAINLIFT, "squash", str(image)]
+            walls = {}
+            for what, argv in ways.items():
+                (warm if state == "warm" else cool)(sources)
+                walls[what] = bench.command(f"{what}, {state}", on, argv)["wall_s"]
+                out.unlink(missing_ok=True)
+                if what == "squash":
+                    restore_lift(image, bench.qemu, clean=True)
+            stock = min(wall for what, wall in walls.items() if what.startswith("convert"))
+            for what in sorted(walls.keys() & {"flatten", "squash"}):
+                text = f"{what} against convert, {state}, {on}"
+                bench.target(text, stock / walls[what], 2 if length else 1, at_least=True)
+
+
+def measure_reflinks(bench: Bench, directory: Path) -> None:
+    scale = bench.scale
+    disk, place = directory / "xfs", directory / "mount"
+    place.mkdir()
+    with disk.open("wb") as stream:
+        stream.truncate(max(2 * scale.data, 512 << 20))
+    for argv in (["mkfs.xfs", "-q", str(disk)], ["mount", "-o", "loop", str(disk), str(place)]):
+        if shutil.which(argv[0]) is None or subprocess.run(argv, capture_output=True, check=False).returncode:
+            sys.stdout.write(f"no reflinks measured: {argv[0]} failed (needs root, xfsprogs and a loop device)\n")
+            return
+    try:
+        build(place, 20, scale)
+        image = active(place, 20, scale.size)
+        on = f"XFS, {scale.data >> 20} MiB"
+        for what in ("flatten", "flatten -O raw"):
+            out = place / "out"
+            row = bench.command(what, on, [*CHAINLIFT, *what.split(), str(image), str(out)])
+            out.unlink()
+            bench.target(f"{what} with reflinks", row["wall_s"], 2, at_least=False, unit=" s")
+        row = bench.command("squash", on, [*CHAINLIFT, "squash", str(image)])
+        bench.target("squash with reflinks", row["wall_s"], 2, at_least=False, unit=" s")
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--directory", type=Path, required=True, help="made, and removed afterwards")
-    parser.add_argument("--length", type=int, default=300)
-    parser.add_argument("--size", type=parse_size, default=20 << 30)
-    parser.add_argument("--data", type=parse_size, default=6 << 30)
-    parser.add_argument("--requests", type=int, default=4000)
-    parser.add_argument("--sequential", type=parse_size, default=1 << 30)
+    parser.add_argument("--part", choices=PARTS, action="append", help="measure this; without: everything")
+    parser.add_argument("--quick", action="store_true", help="all of it in small, to see that it works")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--qemu", default="host")
-    parser.add_argument("--no-copies", action="store_true", help="leave squash and flatten against convert out")
     options = parser.parse_args()
-    directory, length = options.directory.absolute(), options.length
+    directory, parts = options.directory.absolute(), options.part or PARTS
+    scale = QUICK if options.quick else Scale()
+    bench = Bench(options, scale)
     directory.mkdir(parents=True)
-    random.seed(1)
     try:
-        measure(options, directory, length)
+        if {"index", "reads", "long", "copies"} & set(parts):
+            chains = directory / "chains"
+            chains.mkdir()
+            build(chains, scale.long if {"index", "long"} & set(parts) else scale.length, scale)
+            if "index" in parts:
+                measure_index(bench, chains, scale.length, 0.5)
+                measure_index(bench, chains, scale.long, 1.0)
+            if "reads" in parts:
+                measure_reads(bench, chains)
+            if "long" in parts:
+                measure_long(bench, chains)
+            if "copies" in parts:
+                measure_copies(bench, chains)
+            shutil.rmtree(chains)
+        if "reflink" in parts:
+            measure_reflinks(bench, directory)
     finally:
         shutil.rmtree(directory)
-
-
-def measure(options: argparse.Namespace, directory: Path, length: int) -> None:
-    bench = Bench(options.qemu, options.repeat)
-    build(directory, length, options.size, options.data)
-    chainlift = [sys.executable, "-m", "chainlift"]
-    short, image = active(directory, 0), active(directory, length)
-    for path in directory.glob("*.qcow2"):
-        with path.open("rb", buffering=0) as stream:
-            while stream.read(4 << 20):
-                pass
-    reading = (options.size, options.requests, options.sequential)
-    bench.reads("length 1", short, *reading)
-    bench.reads("chain", image, *reading)
-    for _ in range(options.repeat):
-        restored = bench.run("build index", "chain", [*chainlift, "index", str(image)], repeat=1)
-        restore_lift(image, bench.qemu, clean=True)
-    assert restored
-    lift_index(image, bench.qemu)
-    bench.reads("index", image, *reading)
-    restore_lift(image, bench.qemu, clean=True)
-    manifest = lift_index(image, bench.qemu, copy_budget_bytes=(length - 60) * 76 * CLUSTER)
-    bench.keep("extents", "index of 64", {"extents": manifest.extents, "copied_bytes": manifest.copied_bytes})
-    bench.reads("index of 64", image, *reading)
-    restore_lift(image, bench.qemu, clean=True)
-    lift_squash(image, bench.qemu)
-    bench.reads("squash", image, *reading)
-    restore_lift(image, bench.qemu, clean=True)
-    if not options.no_copies:
-        copies(bench, directory, chainlift, short, image)
-    for what in ("4k", "64k"):
-        for on in ("chain", "index", "index of 64", "squash"):
-            row, one = bench.rows[what, on], bench.rows[what, "length 1"]
-            chain = bench.rows[what, "chain"]
-            bench.keep(
-                f"ratios {what}", on,
-                {
-                    "user_of_length_1": row["user_s"] / max(one["user_s"], 0.001),
-                    "wall_of_length_1": row["wall_s"] / one["wall_s"],
-                    "times_cheaper_than_chain_user": chain["user_s"] / max(row["user_s"], 0.001),
-                    "memory_over_length_1_of_chains": (row["peak_rss_bytes"] - one["peak_rss_bytes"])
-                    / max(1, chain["peak_rss_bytes"] - one["peak_rss_bytes"]),
-                },
-            )  # fmt: skip
-
-
-def copies(bench: Bench, directory: Path, chainlift: list[str], short: Path, image: Path) -> None:
-    out = directory / "out.qcow2"
-    for on, source in (("length 1", short), ("chain", image)):
-        for what, argv in (
-            ("convert", bench.qemu.command("img", "convert", "-O", "qcow2", *DIRECT, str(source), str(out))),
-            ("flatten", [*chainlift, "flatten", str(source), str(out)]),
-        ):
-            done = []
-            for _ in range(options_repeat(bench)):
-                out.unlink(missing_ok=True)
-                done.append(bench.run(what, on, argv, repeat=1))
-            bench.keep(f"{what} (median)", on, {key: statistics.median(d[key] for d in done) for key in done[0]})
-            out.unlink(missing_ok=True)
-        ratio = bench.rows["convert (median)", on]["wall_s"] / bench.rows["flatten (median)", on]["wall_s"]
-        sys.stdout.write(f"flatten is {format_ratio(ratio)} as fast as convert on {on}\n")
-    # The middle alone: convert with -B keeps the base.
-    base = directory / "0.qcow2"
-    keep_base = ["-B", str(base), "-F", "qcow2"]
-    out.unlink(missing_ok=True)
-    bench.run("convert -B base", "chain", bench.qemu.command(
-        "img", "convert", "-O", "qcow2", *DIRECT, *keep_base, str(image), str(out)), repeat=1)  # fmt: skip
-    out.unlink(missing_ok=True)
-    bench.run("squash", "chain", [*chainlift, "squash", str(image)], repeat=1)
-    restore_lift(image, bench.qemu, clean=True)
-
-
-def options_repeat(bench: Bench) -> int:
-    return min(bench.repeat, 3)
+        sys.stdout.write("\n".join(bench.verdicts) + "\n")
 
 
 if __name__ == "__main__":

@@ -136,6 +136,9 @@ def attack(tmp_path, fresh, qemu, verb, kinds, *, reads):
             check_state(directory, wanted, raw, layers, verb, where)
             run_again(directory, verb, qemu, where)
             check_state(directory, wanted, raw, layers, verb, f"a second run after {where}")
+            if verb == "squash and delete":
+                left = [name for name in ("layer1.qcow2", "layer2.qcow2") if (directory / name).exists()]
+                assert not left, f"{left} stays after a second run after {where}"
             left = [path.name for path in directory.rglob("*.new")]
             assert not left, f"{left} stays after a second run after {where}"
     sys.stdout.write(f"{verb}: {points} faults at {len(clean.calls)} calls, {len(checked)} different states\n")
@@ -150,7 +153,7 @@ def run_verb(verb, directory, qemu):
     return 0
 
 
-@pytest.mark.parametrize("verb", ["index", "restore and clean"])
+@pytest.mark.parametrize("verb", ["index", "squash and delete", "restore and clean"])
 def test_killed_or_failing_at_any_change(tmp_path, fresh, host_qemu, verb):
     attack(tmp_path, fresh, host_qemu, verb, ["kill before", "ENOSPC"], reads=False)
 

@@ -1,5 +1,6 @@
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 from tests.lift.chains import make_chain
@@ -110,6 +111,33 @@ def test_only_layers_that_nobody_else_uses_are_deleted(tmp_path, host_qemu, same
     restore_lift(image, host_qemu, clean=True)
     assert same(image, raw)
     assert manifest.kind == "squash"
+
+
+def test_a_deletion_that_was_interrupted_is_finished_by_the_next_run(tmp_path, host_qemu, same, reference, monkeypatch):
+    image = plain_chain(tmp_path / "c", length=5)
+    raw = reference(image, tmp_path / "raw")
+    unlink = Path.unlink
+
+    def interrupted(path, **options):
+        if path.name == "layer3.qcow2":
+            raise KeyboardInterrupt
+        unlink(path, **options)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Path, "unlink", interrupted)
+        lift_squash(image, host_qemu, delete_in=[tmp_path])
+    assert sorted(path.name for path in (tmp_path / "c").glob("*.qcow2")) == [
+        "layer0.qcow2", "layer1.qcow2", "layer2.qcow2", "layer3.qcow2", "layer5.qcow2",
+    ]  # fmt: skip
+    # A new file under an old name is nobody's leftover.
+    (tmp_path / "c/layer4.qcow2").write_bytes(b"mine")
+    branch = tmp_path / "c/branch.qcow2"
+    write_image(branch, virtual_size=4 << 20, backing_file="layer2.qcow2", backing_format="qcow2")
+    _, deletion = lift_squash(image, host_qemu, delete_in=[tmp_path])
+    assert [path.name for path in deletion.deletable] == ["layer3.qcow2"]
+    assert [Path(kept.path).name for kept in deletion.kept] == ["layer2.qcow2", "layer1.qcow2"]
+    assert (tmp_path / "c/layer4.qcow2").read_bytes() == b"mine"
+    assert same(image, raw)
 
 
 def test_a_layer_outside_the_searched_directories_is_kept(tmp_path, host_qemu):

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from chainlift.errors import OperationError
+from chainlift.errors import ImageError, OperationError
 from chainlift.lift.compare import first_difference
-from chainlift.lift.source import find_source, open_pointer
+from chainlift.lift.source import find_source, identify, open_pointer
 from chainlift.lift.users import find_users
 from chainlift.lift.workspace import sync_directory
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from chainlift.lift.lifting import Prepared
-    from chainlift.lift.manifest import FileIdentity
+    from chainlift.lift.manifest import FileIdentity, Layer, Manifest
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,13 @@ def plan_deletion(prepared: Prepared, search: Sequence[Path], progress: Callable
         difference = first_difference(lifted, original, progress)
     if difference is not None:
         raise OperationError(f"the squash reads other bytes from offset {difference} on: not switched", path=image)
-    layers = [_real(layer.identity) for layer in manifest.layers]
-    data_files = {_real(layer.identity): _real(layer.data_file) for layer in manifest.layers if layer.data_file}
+    return _sort_out(image, manifest.layers, search)
+
+
+def _sort_out(image: Path, replaced: Sequence[Layer], search: Sequence[Path]) -> Deletion:
+    """Divide layers that a squash replaces into those that can go and those that somebody may need."""
+    layers = [_real(layer.identity) for layer in replaced]
+    data_files = {_real(layer.identity): _real(layer.data_file) for layer in replaced if layer.data_file}
     users = find_users([*layers, *data_files.values()], search)
     ours = {image, *layers}
     places = [os.path.realpath(directory) for directory in search]
@@ -88,11 +93,42 @@ def delete_layers(prepared: Prepared, deletion: Deletion) -> None:
     if not deletion.deletable:
         return
     prepared.workspace.write_manifest(replace(prepared.manifest, deleted=True))
-    files = [*deletion.deletable, *deletion.data_files]
+    _delete(deletion)
+
+
+def finish_deletion(image: Path, search: Sequence[Path]) -> tuple[Manifest, Deletion] | None:
+    """Delete what a run that was killed while it deleted has left; the comparison was done then.
+
+    :param search: as for :func:`plan_deletion`.
+    :return: None where nothing is left to delete.
+    """
+    source = find_source(image)
+    manifest = source.manifest
+    if manifest is None or not manifest.deleted or not source.is_lifted:
+        return None
+    # A file that has the name since then is another one.
+    left = [layer for layer in manifest.layers if _is_there(layer.identity)]
+    deletion = _sort_out(source.image, left, search)
+    if not deletion.deletable:
+        return None
+    _delete(deletion)
+    return manifest, deletion
+
+
+def _delete(deletion: Deletion) -> None:
+    # From the top down: what is left of a run that is killed here is a chain whose layers all have what they stand on.
+    files = [*deletion.data_files, *deletion.deletable]
     for path in files:
         path.unlink(missing_ok=True)
     for directory in sorted({path.parent for path in files}):
         sync_directory(directory)
+
+
+def _is_there(file: FileIdentity) -> bool:
+    try:
+        return identify(Path(file.path)) == replace(file, metadata_sha256=None)
+    except ImageError:
+        return False
 
 
 def _real(file: FileIdentity) -> Path:

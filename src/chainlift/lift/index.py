@@ -295,7 +295,6 @@ class _Builder:
             self._next_copy = len(clusters)
             rest = int(self._length[self.kept].sum())
             self._file.finish(self._translate, copied_clusters=self.copied_clusters, rest_bytes=rest)
-        self._file.sync()
 
     def _pad_mixed(self, clusters: NDArray[np.int64], place: int, copier: Copier) -> None:
         """Fill the last cluster where the disk ends inside it."""

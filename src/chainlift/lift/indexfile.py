@@ -143,10 +143,6 @@ class IndexFile:
         self._write_clusters(0, self._header(layout))
         return layout.end
 
-    def sync(self) -> None:
-        """Put the file on stable storage."""
-        os.fsync(self.fd)
-
     def _layout(self, copied_clusters: int, rest_bytes: int) -> _Layout:
         size = self.cluster_size
         rest_tables = self.copied_offset + copied_clusters * size

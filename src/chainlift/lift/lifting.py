@@ -18,7 +18,7 @@ from chainlift._version import __version__
 from chainlift.chain.digest import TablesDigest
 from chainlift.errors import ChainliftError
 from chainlift.lift.copying import Copied
-from chainlift.lift.delete import Deletion, delete_layers, plan_deletion
+from chainlift.lift.delete import Deletion, delete_layers, finish_deletion, plan_deletion
 from chainlift.lift.files import Sources
 from chainlift.lift.index import build_index, least_room
 from chainlift.lift.locks import LayerLocks, refuse_if_open
@@ -264,12 +264,15 @@ def lift_squash(
 ) -> tuple[Manifest, Deletion | None]:
     """Squash everything between an image that no QEMU has open and a layer below it, and switch the image to that.
 
-    :param delete_in: delete the replaced layers, after a comparison, where no image in these directories uses them.
+    :param delete_in: delete the replaced layers, after a comparison, where no image in these directories uses them; or
+        what a run that was killed has left of them.
     :return: the manifest, and what was deleted and kept.
     :raise ImageError: as :func:`prepare_squash`, or if a QEMU has the image open.
     """
     refuse_if_open(Path(image))
     require_writable(Path(image))
+    if delete_in is not None and (finished := finish_deletion(Path(image), delete_in)) is not None:
+        return finished
     with prepare_squash(image, onto=onto, progress=progress) as prepared:
         with prepared.undone_on_error():
             deletion = None if delete_in is None else plan_deletion(prepared, delete_in, progress)

@@ -1,7 +1,8 @@
 """``IMAGE.lift/``: the directory beside an image in which its lift lies, and how files come into it.
 
-A file is written under a temporary name, synced and renamed, and the directory is synced: whoever looks, after a kill
-or a power cut, finds it whole or not at all. What a killed run left ends in ``.new``; the next run removes it.
+A file is written under a temporary name, synced and renamed; the manifest comes last, and then the directory is synced,
+before anything names what lies in it: whoever looks, after a kill or a power cut, finds a file whole or not at all.
+What a killed run left ends in ``.new``; the next run removes it.
 """
 
 from __future__ import annotations
@@ -98,7 +99,6 @@ class Workspace:
             finally:
                 os.close(descriptor)
             temporary.replace(self.path / name)
-            sync_directory(self.path)
         except BaseException:
             with suppress(OSError):
                 temporary.unlink()
@@ -111,18 +111,18 @@ class Workspace:
         try:
             yield temporary
             temporary.replace(self.path / name)
-            sync_directory(self.path)
         except BaseException:
             with suppress(OSError):
                 temporary.unlink()
             raise
 
     def write_manifest(self, manifest: Manifest) -> None:
-        """Replace the manifest."""
+        """Replace the manifest; the names of all files in the directory are durable when this returns."""
         data = write_text(manifest).encode()
         with self.new_file(NAME) as descriptor:
             while data:
                 data = data[os.write(descriptor, data) :]
+        sync_directory(self.path)
 
     def fresh_name(self, stem: str, suffixes: Collection[str]) -> str:
         """Return ``stem`` with the first number for which no file with one of these suffixes exists."""

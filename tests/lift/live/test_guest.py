@@ -93,3 +93,30 @@ def test_what_a_guest_on_an_iothread_synced_survives_pivots_and_a_kill(tmp_path)
 @pytest.mark.parametrize("qemu", ["host", "debian:trixie", "debian:trixie-backports"])
 def test_what_a_guest_synced_survives_pivots_and_a_kill(tmp_path, qemu, iothread):
     a_guest_writes_through_pivots(tmp_path, qemu, iothread=iothread)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("iothread", [False, True])
+@pytest.mark.parametrize("qemu", ["host", "debian:trixie", "debian:trixie-backports"])
+def test_a_long_chain_comes_back_layer_by_layer_under_a_guest(make_chain, qemu, iothread):
+    try:
+        found = find_qemu(qemu, need=("system",))
+    except InputError as error:
+        pytest.skip(f"no QEMU {qemu} here: {error}")
+    chain = make_chain(60, virtual_size=SIZE, per_layer=2, absolute_names=True)
+    whole = hashlib.sha256(b"".join(chain.block(number) for number in range(SIZE // 4096))).hexdigest()
+    with boot(MicroGuest(fio=False), found, Disk(chain.active), accelerator="tcg", iothread=iothread) as guest:
+        loop = f"while true; do dd if={guest.device} of=/dev/null bs=64k iflag=direct; done"
+        guest.run(f"({loop}) </dev/null >/dev/null 2>&1 &")
+        for _ in range(3):
+            with open_session(guest.vm.spare_qmp_path) as session:
+                assert session.disk.iothread == ("io0" if iothread else None)
+                assert lift_live(session, prepare_index(session.image), qemu=None).left == []
+            with open_session(guest.vm.spare_qmp_path) as session:
+                assert restore_live(session, clean=True).left == []
+                session.refresh()
+                assert sum(name.startswith("chainlift-") for name in session.graph.names) == 60
+        done = guest.run(f"echo 3 > /proc/sys/vm/drop_caches; sha256sum {guest.device}", timeout_s=300).require()
+        assert done.stdout.split()[0] == whole
+        guest.vm.kill()

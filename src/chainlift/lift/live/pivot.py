@@ -156,6 +156,7 @@ class Pivot:
             self._reached(State.HELD)
             self._add(target, graph, name_layers=name_layers)
             self._reached(State.ADDED)
+            self._sync()
             self._reopen(self._new[-1])
             self._reached(State.PIVOTED)
             if persist:
@@ -224,16 +225,22 @@ class Pivot:
     def _reopen(self, backing: str) -> None:
         self._execute("blockdev-reopen", {"options": [{**self._active.options, "backing": backing}]})
 
-    def _persist(self, pointer: str) -> None:
-        active = self._active
-        arguments = {"device": active.root, "image-node-name": active.name, "backing-file": pointer}
-        self._execute("change-backing-file", arguments)
-        # QEMU writes the header and does not flush it.
-        descriptor = os.open(active.image, os.O_RDONLY | os.O_CLOEXEC)
+    def _sync(self) -> None:
+        """Write the image's dirty pages back.
+
+        Before a reopen as well: it flushes the node while every request waits, and should find little to do.
+        """
+        descriptor = os.open(self._active.image, os.O_RDONLY | os.O_CLOEXEC)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+    def _persist(self, pointer: str) -> None:
+        active = self._active
+        arguments = {"device": active.root, "image-node-name": active.name, "backing-file": pointer}
+        self._execute("change-backing-file", arguments)
+        self._sync()  # QEMU writes the header and does not flush it
         if self._read_pointer(active.image) != pointer:
             raise QemuError("change-backing-file did not change the header", path=active.image)
 

@@ -148,8 +148,8 @@ class _Builder:
         self.kept: list[int] = []
         self._fds = descriptors
         self._directory = Path(os.path.realpath(directory))
-        #: Directories of layers, and where they really are: looked up once each.
-        self._real: dict[str, str] = {}
+        #: Directories of layers, and what the descriptor has for them: looked up once each.
+        self._prefix: dict[str, str] = {}
         size = self.cluster_size
         lengths = [-(-source.length // size) * size for source in self.sources]
         self._length = np.array(lengths, dtype=np.int64)
@@ -265,18 +265,23 @@ class _Builder:
         file = self.sources[index].file
         path = os.path.abspath(file.path)  # noqa: PTH100 - a device keeps the name it was given
         check_name(path)
-        if not file.is_block_device:
-            directory, name = os.path.split(path)
-            if directory not in self._real:
-                self._real[directory] = os.path.realpath(directory)
-            path = f"{self._real[directory].rstrip('/')}/{name}"
-            if os.path.islink(path):  # noqa: PTH114 - any bytes
-                path = os.path.realpath(path)
-            parent = str(self._directory.parent)
-            if os.path.commonpath((path, parent)) == parent:
-                path = os.path.relpath(path, self._directory)
+        if file.is_block_device:
+            return path
+        if os.path.islink(path):  # noqa: PTH114 - any bytes
+            path = os.path.realpath(path)
+        directory, name = os.path.split(path)
+        if directory not in self._prefix:
+            self._prefix[directory] = self._named_in_descriptor(os.path.realpath(directory))
+        path = self._prefix[directory] + name
         check_name(path)
         return path
+
+    def _named_in_descriptor(self, directory: str) -> str:
+        """Return what stands before the names of files in a directory."""
+        parent = str(self._directory.parent)
+        if os.path.commonpath((directory, parent)) == parent:
+            directory = os.path.relpath(directory, self._directory)
+        return "" if directory == "." else f"{directory.rstrip('/')}/"
 
     def write(self, rate_bytes_per_s: int | None, progress: Callable[[int], None] | None) -> None:
         """Second pass: copy what is to be copied, and write every table for good."""

@@ -125,17 +125,17 @@ def open_pointer(image: Path, pointer: Pointer, policy: ChainPolicy = _POLICY) -
     return open_chain(name, policy, format=pointer.format)
 
 
-def identify(path: Path, *, metadata_sha256: str | None = None) -> FileIdentity:
+def identify(path: str | os.PathLike[str], *, metadata_sha256: str | None = None) -> FileIdentity:
     """Return how a file is found now.
 
     :raise ImageError: if it is not there.
     """
     try:
-        status = path.stat()
+        status = os.stat(path)  # noqa: PTH116 - of a thousand names, most are no Path objects
     except OSError as error:
         raise ImageError(f"cannot be looked at: {error.strerror}", path=path) from error
     return FileIdentity(
-        path=str(path),
+        path=os.fspath(path),
         device=status.st_dev,
         inode=status.st_ino,
         size_bytes=status.st_size,
@@ -185,18 +185,18 @@ def _describe(layer: ChainLayer, visible: int, tables: Tables | None) -> Layer:
         backing = Pointer(name=layer.backing_name, format=layer.backing_format)
     own_data_file = layer.data_file is not layer.file
     return Layer(
-        identity=identify(_absolute(layer.path), metadata_sha256=_digest_of(layer)),
+        identity=identify(_absolute_name(layer.path), metadata_sha256=_digest_of(layer)),
         format="raw" if layer.image is None else "qcow2",
         backing=backing,
         visible_clusters=visible,
-        data_file=identify(_absolute(layer.data_file.path)) if own_data_file else None,
+        data_file=identify(_absolute_name(layer.data_file.path)) if own_data_file else None,
         tables=tables,
     )
 
 
 def _describe_file(file: ImageFile, visible: int, known: dict[str, Layer]) -> Layer:
     digest = metadata_digest(file)
-    identity = identify(_absolute(file.path), metadata_sha256=digest)
+    identity = identify(_absolute_name(file.path), metadata_sha256=digest)
     before = known.get(identity.path)
     return Layer(
         identity=identity,
@@ -208,7 +208,11 @@ def _describe_file(file: ImageFile, visible: int, known: dict[str, Layer]) -> La
 
 
 def _absolute(name: str) -> Path:
-    return Path(os.path.abspath(name))  # noqa: PTH100 - links in the name stay, as QEMU resolves names
+    return Path(_absolute_name(name))
+
+
+def _absolute_name(name: str) -> str:
+    return os.path.abspath(name)  # noqa: PTH100 - links in the name stay, as QEMU resolves names
 
 
 def _digest_of(layer: ChainLayer) -> str | None:

@@ -58,8 +58,10 @@ class Reader(threading.Thread):
         self.join()
         self.client.close()
 
-    def between(self, first: float, last: float) -> list[float]:
-        return [took for began, took in self.times if first <= began + took and began <= last]
+    def longest_s(self, first: float, last: float) -> float:
+        """The longest request of this time; all of the time where none was answered."""
+        times = list(self.times)
+        return max((took for began, took in times if first <= began + took and began <= last), default=last - first)
 
 
 def build(directory: Path, length: int, size: int, per_layer: int) -> Path:
@@ -145,7 +147,7 @@ class Bench:
             if reader is not None:
                 result["reads_per_s_before"], result["reads_per_cpu_s_before"] = self.rate(reader, pid)
                 # What a client waits for on this machine while nothing happens: subtract it in mind.
-                result["quiet_stall_s"] = max(reader.between(time.monotonic() - 2, time.monotonic()))
+                result["quiet_stall_s"] = reader.longest_s(time.monotonic() - 2, time.monotonic())
             result["rss_before_bytes"] = resident_bytes(pid)
             began = time.monotonic()
             with CommandCpu(pid) as cost, open_session(self.qmp) as session:
@@ -161,7 +163,7 @@ class Bench:
                 **cost.figures("index"),
             }
             if reader is not None:
-                result["index_stall_s"] = max(reader.between(began, ended))
+                result["index_stall_s"] = reader.longest_s(began, ended)
             else:
                 reader = self.reader()
             result["reads_per_s_after"], result["reads_per_cpu_s_after"] = self.rate(reader, pid)
@@ -177,7 +179,7 @@ class Bench:
                 **cost.figures("restore"),
             }
             if self.reads_unlifted:
-                result["restore_stall_s"] = max(reader.between(began, time.monotonic()))
+                result["restore_stall_s"] = reader.longest_s(began, time.monotonic())
                 reader.finish()
         return result
 

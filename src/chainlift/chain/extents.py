@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 #: Entries whose text exists at a time: some 130 bytes each.
 _ENTRIES_AT_ONCE = 1 << 14
+_NEVER = np.iinfo(np.int64).max
 
 
 @dataclass(frozen=True)
@@ -126,8 +127,9 @@ class _Mapper:
         self._chain = chain
         #: Layers whose file has to be asked where data are holes.
         self._sparse: dict[int, bool] = {}
-        #: For each layer the offset in its file from which on it is known that no data follow.
-        self._hole_from = np.full(len(chain.layers), np.iinfo(np.int64).max)
+        #: For each layer the hole in its file that was found last: where it begins and ends. A layer whose file is not
+        #: to be asked has none.
+        self._hole = np.full((len(chain.layers), 2), -1)
         self._is_raw = np.array([layer.image is None for layer in chain.layers])
         self._encrypted = np.array(
             [
@@ -151,7 +153,7 @@ class _Mapper:
     def _with_holes(self, entries: MapEntries) -> MapEntries:
         """Split data of raw layers, and of images with preallocated metadata, into data and holes."""
         placed = entries.data & (entries.offset >= 0)
-        (asked,) = (placed & (entries.offset < self._hole_from[entries.depth])).nonzero()
+        (asked,) = (placed & ~self._in_hole(entries)).nonzero()
         asked = asked[entries.depth[asked].argsort(kind="stable")]
         ends = np.append(np.diff(entries.depth[asked]).nonzero()[0] + 1, len(asked)).tolist()
         is_split = np.zeros(len(entries), dtype=bool)
@@ -160,15 +162,16 @@ class _Mapper:
             rows = asked[begin:end]
             if not len(rows) or not self._is_sparse(depth := int(entries.depth[rows[0]])):
                 continue
+            file = self._chain.layers[depth].data_file
             offset, length = entries.offset[rows], entries.length[rows]
-            edges = _edges(self._chain.layers[depth].data_file, offset, offset + length)
-            if len(edges):
-                row, skip, is_hole = _split_at(edges, offset, length)
+            first = int(offset.min())
+            data, hole = file.next_data(first)
+            self._hole[depth] = first, data if data < hole else _NEVER
+            if self._hole[depth, 1] < (offset + length).max():
+                row, skip, is_hole = _split_at(_edges(file, data, hole, offset, offset + length), offset, length)
                 split.append((rows[row], skip, is_hole))
                 is_split[rows] = True
-            else:
-                self._hole_from[depth] = offset.min()
-        is_hole = placed & (entries.offset >= self._hole_from[entries.depth])
+        is_hole = placed & self._in_hole(entries)
         if split:
             (whole,) = (~is_split).nonzero()
             split.append((whole, np.zeros(len(whole), dtype=np.int64), is_hole[whole]))
@@ -182,6 +185,11 @@ class _Mapper:
         data = entries.data & ~(is_hole & self._is_raw[entries.depth])
         return replace(entries, zero=entries.zero | is_hole, data=data)
 
+    def _in_hole(self, entries: MapEntries) -> NDArray[np.bool_]:
+        hole = self._hole[entries.depth]
+        inside: NDArray[np.bool_] = (entries.offset >= hole[:, 0]) & (entries.offset + entries.length <= hole[:, 1])
+        return inside
+
     def _is_sparse(self, depth: int) -> bool:
         if depth not in self._sparse:
             image = self._chain.layers[depth].image
@@ -189,26 +197,29 @@ class _Mapper:
         return self._sparse[depth]
 
 
-def _edges(file: ImageFile, begin: NDArray[np.int64], end: NDArray[np.int64]) -> NDArray[np.int64]:
+def _edges(
+    file: ImageFile, data: int, hole: int, begin: NDArray[np.int64], end: NDArray[np.int64]
+) -> NDArray[np.int64]:
     """Return where data begin and end in a file, in turn, as far as pieces of it are concerned.
 
     The file system is asked once for each of its extents that a piece touches, whatever the number of pieces.
+
+    :param data: where the first data begin at or after the first piece, in bytes.
+    :param hole: where these end.
     """
     edges = array("q")
-    data, hole = file.next_data(int(begin.min()))
-    if data < hole:
-        order = begin.argsort(kind="stable")
-        begin, furthest = begin[order], np.maximum.accumulate(end[order])
-        while data < hole:
-            if edges and edges[-1] == data:
-                edges.pop()
-            else:
-                edges.append(data)
-            edges.append(hole)
-            following = int(furthest.searchsorted(hole, side="right"))
-            if following == len(begin):
-                break
-            data, hole = file.next_data(max(hole, int(begin[following])))
+    order = begin.argsort(kind="stable")
+    begin, furthest = begin[order], np.maximum.accumulate(end[order])
+    while data < hole:
+        if edges and edges[-1] == data:
+            edges.pop()
+        else:
+            edges.append(data)
+        edges.append(hole)
+        following = int(furthest.searchsorted(hole, side="right"))
+        if following == len(begin):
+            break
+        data, hole = file.next_data(max(hole, int(begin[following])))
     return np.array(edges, dtype=np.int64)
 
 

@@ -7,7 +7,6 @@ relative to the directory of the name by which the overlay was opened (a symboli
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -73,6 +72,8 @@ def _plain(name: str, named_in: str | None, file_format: str | None) -> Referenc
 
 
 def _parse_json(name: str, named_in: str | None) -> dict[str, Any]:
+    import json  # most names are none
+
     try:
         # surrogateescape: a name may have bytes that are no UTF-8, and JSON strings keep them.
         options = json.loads(name.removeprefix("json:"))

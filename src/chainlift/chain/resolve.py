@@ -230,7 +230,7 @@ class _TablesAhead:
             offsets = self._image.l2_offsets(first, last)
             (used,) = offsets.nonzero()
             return used + first, offsets[used]
-        begin, end = self._index.searchsorted((first, last)).tolist()
+        begin, end = int(self._index.searchsorted(first)), int(self._index.searchsorted(last))
         return self._index[begin:end], self._offset[begin:end]
 
 

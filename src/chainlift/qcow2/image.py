@@ -88,25 +88,27 @@ class Image:
         :param count: how many are wanted at most; fewer are returned only where the L1 table ends.
         :raise ImageError: if a table is not aligned, reaches past the file's end or stands in two entries.
         """
-        index = offset = np.zeros(0, dtype=np.int64)
+        indexes: list[NDArray[np.int64]] = []
+        tables: list[NDArray[np.int64]] = []
         for start in range(first, self.header.l1_size, _L1_STRIDE):
             offsets = self.l2_offsets(start, start + _L1_STRIDE)
             (used,) = offsets.nonzero()
             if len(used):
-                self._refuse_shared_tables(start, used, offsets[used])
-                index = np.concatenate((index, used + start))
-                offset = np.concatenate((offset, offsets[used]))
-                if len(index) >= count:
+                indexes.append(used + start)
+                tables.append(offsets[used])
+                self._refuse_shared_tables(indexes[-1], tables[-1])
+                if sum(map(len, tables)) >= count:
                     break
-        return index[:count], offset[:count]
+        if not tables:
+            return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
+        return np.concatenate(indexes)[:count], np.concatenate(tables)[:count]
 
-    def _refuse_shared_tables(self, first: int, used: NDArray[np.int64], offsets: NDArray[np.int64]) -> None:
+    def _refuse_shared_tables(self, index: NDArray[np.int64], offset: NDArray[np.int64]) -> None:
         # No writer makes them, and a small file could stand for years of reading.
-        by_offset = offsets.argsort(kind="stable")
-        in_order = offsets[by_offset]
-        (shared,) = (in_order[1:] == in_order[:-1]).nonzero()
+        by_offset = offset.argsort(kind="stable")
+        (shared,) = (np.diff(offset[by_offset]) == 0).nonzero()
         if len(shared):
-            one, other = (first + int(used[by_offset[shared[0] + more]]) for more in (0, 1))
+            one, other = index[by_offset[shared[0] : shared[0] + 2]].tolist()
             raise ImageError(f"L1 entries {one} and {other} share an L2 table", path=self.path)
 
     def require_plain(self) -> None:

@@ -2,6 +2,7 @@
 
 import resource
 import subprocess
+import tracemalloc
 from itertools import pairwise
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from chainlift import open_chain
 from chainlift.chain import Kind
+from chainlift.chain.resolve import Resolver
 from chainlift.errors import InputError
 from chainlift.qcow2.writer import write_image
 
@@ -156,3 +158,40 @@ def test_reading_outside_the_disk_is_refused(tmp_path):
     write_image(tmp_path / "image", virtual_size=MIB)
     with open_chain(tmp_path / "image") as chain, pytest.raises(InputError, match="not on a disk"):
         chain.read(MIB - 1, 2)
+
+
+def test_a_disk_of_many_windows_and_tables_is_resolved_cluster_by_cluster(tmp_path):
+    # 512-byte clusters: a window has 16,384 tables, more than are looked up ahead, and the disk three windows.
+    size, rng = 1536 * MIB, np.random.default_rng(5)
+    owner = np.full(size // 512, -1)
+    for depth, name in ((2, "base"), (1, "middle"), (0, "top")):
+        chosen = np.unique(np.concatenate((rng.choice(size // 512, 900), rng.choice(4096, 900) + (1 << 20) - 2048)))
+        backing = {} if depth == 2 else {"backing_file": ("middle", "base")[depth], "backing_format": "qcow2"}
+        write_image(tmp_path / name, virtual_size=size, cluster_size=512, clusters=chosen, **backing)
+        owner[chosen] = depth
+    with open_chain(tmp_path / "top") as chain:
+        windows = list(chain.resolve())
+        assert [window.start for window in windows[1:]] == [window.end for window in windows[:-1]]
+        found = np.concatenate([np.repeat(window.layer, window.lengths() // 512) for window in windows])
+    assert (found == owner).all()
+    assert len(windows) >= 3
+
+
+def test_memory_is_that_of_a_window_whatever_the_number_of_coarse_layers(tmp_path):
+    write_image(tmp_path / "0", virtual_size=512 * MIB, cluster_size=512, clusters=[7])
+    for number in range(1, 16):
+        below = {"backing_file": str(number - 1), "backing_format": "qcow2"}
+        bits = {"extended_l2": True, "subclusters": [1] * 256} if number == 5 else {}
+        write_image(
+            tmp_path / str(number), virtual_size=512 * MIB, cluster_size=2 * MIB, clusters=range(256), **below, **bits
+        )
+    with open_chain(tmp_path / "15") as chain:
+        tally = np.zeros((16, len(Kind)), dtype=np.int64)
+        tracemalloc.start()
+        for window in Resolver(chain, tally).windows(0, chain.virtual_size):
+            assert (window.layer[:-1] >= 0).all()
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    # 18 bytes for each of 2^20 granules, and some columns of as many rows while a layer is painted.
+    assert peak < 100 * MIB
+    assert tally[:, Kind.DATA].tolist()[0] == 256

@@ -16,6 +16,7 @@ from chainlift import ChainPolicy, open_chain
 from chainlift.chain.extents import map_json
 from chainlift.chain.summary import summarize
 from chainlift.errors import ChainliftError, ImageError, PolicyError
+from chainlift.qcow2.refcounts import has_preallocated_metadata, read_refcounts
 from chainlift.qcow2.writer import ImageWriter, write_image
 
 pytestmark = pytest.mark.timeout(20)
@@ -169,6 +170,33 @@ def test_an_l2_entry_that_points_nowhere_is_named(tmp_path, entry, named):
     text = refusal(path)
     assert "L2 entry of guest offset 0x50000" in text
     assert named in text
+
+
+def test_a_bad_l2_entry_is_named_with_its_layer_however_many_are_decoded_together(tmp_path):
+    for name, below in (("0", None), ("1", "0"), ("2", "1"), ("3", "2")):
+        with ImageWriter(tmp_path / name, virtual_size=MIB, backing_file=below, backing_format="qcow2") as writer:
+            entry = 0x200 if name == "1" else writer.reserve(1)
+            writer.set_entries(np.array([int(name) + 4]), np.array([entry], dtype=np.uint64))
+            writer.finish()
+    text = refusal(tmp_path / "3")
+    assert text.startswith(f"{tmp_path}/1: L2 entry of guest offset 0x50000 has a host offset that is not aligned")
+
+
+def test_a_refcount_block_that_stands_for_many_is_read_once_at_most(tmp_path):
+    # Data are holes here: it looks like preallocated metadata, and refcounts are counted to be sure.
+    path = tmp_path / "image"
+    write_image(path, virtual_size=MIB, clusters=[3], data=None)
+    with open_chain(path) as chain:
+        table = chain.layers[0].image.header.refcount_table_offset
+        assert has_preallocated_metadata(chain.layers[0].image)
+        block = path.read_bytes()[table:][:8]
+    patch(path, table, block * 1024)
+    os.truncate(path, 1 << 40)
+    with open_chain(path) as chain:
+        with pytest.raises(ImageError, match="has a block twice"):
+            list(read_refcounts(chain.layers[0].image, 1 << 24))
+        assert not has_preallocated_metadata(chain.layers[0].image)
+    use_all_of(path)
 
 
 def test_a_zero_flag_in_version_two_is_refused(tmp_path):

@@ -90,8 +90,9 @@ class ExtentsFile(ImageFile):
         for extent in self.extents:
             self.starts.append(self.size)
             self.size += extent.length
+        if self.size >= 1 << 63:
+            raise ImageError(f"describes {self.size} bytes, more than 2^63 - 1", path=path)
         self._files: dict[int, ImageFile] = {}
-        self.base = self.extents[0].offset if self.extents else 0
 
     def file(self, index: int) -> ImageFile:
         """Return the file of an extent.
@@ -115,9 +116,11 @@ class ExtentsFile(ImageFile):
             offset, length = offset + count, length - count
         return b"".join(parts)
 
-    def fileno(self) -> int:
-        """Return the descriptor of the first extent's file: the index's own, where the tables are."""
-        return self.file(0).fileno()
+    def pread_into(self, buffer: memoryview, offset: int) -> int:
+        """Read bytes into a buffer; return how many."""
+        data = self.pread(offset, len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
 
     def refresh_size(self) -> int:
         """Return the size: it is the descriptor's, whatever the files do."""

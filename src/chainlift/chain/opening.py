@@ -65,6 +65,7 @@ def open_chain(
                 raise PolicyError("is its own backing file: the chain is a loop", path=layer.path)
             seen.add(layer.file.identity)
     except ChainliftError as error:
+        Chain(tuple(layers)).close()
         if layers and error.hint is None and reference is not None and error.path == reference.path:
             error.hint = f"it is the backing file of {layers[-1].path}"
         raise

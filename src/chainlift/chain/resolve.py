@@ -128,7 +128,7 @@ class Resolver:
         canvas = _Canvas(start, stop, granule)
         # Layers that are alike are decoded together: many have but a few entries each.
         batch: list[tuple[int, Entries]] = []
-        size = 0
+        size = 0  # of the batch, in granules
         shown, alike = self._size, None
         for index in (self._next_table < stop).nonzero()[0].tolist():
             image = self._layers[index].image
@@ -142,7 +142,7 @@ class Resolver:
                 break
             for entries in self._read_layer(canvas, index, image, start, stop):
                 batch.append((index, entries))
-                size += len(entries.cluster)
+                size += len(entries.cluster) * (image.header.cluster_size // granule)
                 if size >= BATCH_UNITS:
                     self._paint(canvas, batch)
                     batch, size = [], 0

@@ -17,8 +17,17 @@ if TYPE_CHECKING:
 
     from chainlift.chain.chain import Chain
 
-#: What QEMU's L2 cache holds at most, unless told otherwise (DEFAULT_L2_CACHE_MAX_SIZE in block/qcow2.h).
+#: DEFAULT_L2_CACHE_MAX_SIZE in QEMU's block/qcow2.h.
 _L2_CACHE_MAX_BYTES = 32 << 20
+
+
+def l2_cache_bytes(tables: int, cluster_size: int) -> int:
+    """Return what QEMU's L2 cache of an image holds after all of the disk was read, with default settings, in bytes.
+
+    :param tables: L2 tables of the image.
+    :param cluster_size: its clusters' size in bytes; a table has a cluster.
+    """
+    return min(tables * cluster_size, _L2_CACHE_MAX_BYTES)
 
 
 @dataclass(frozen=True)
@@ -149,7 +158,7 @@ def _summarize_layer(
     else:
         header = layer.image.header
         stored = int(tally[Kind.DATA] + tally[Kind.COMPRESSED]) * header.subcluster_size
-        cache = min(l2_tables * header.cluster_size, _L2_CACHE_MAX_BYTES)
+        cache = l2_cache_bytes(l2_tables, header.cluster_size)
         if layer.image.data_file is not layer.file:
             disk_bytes += layer.image.data_file.allocated_bytes
     return LayerSummary(

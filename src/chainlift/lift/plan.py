@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 
-from chainlift.chain.summary import summarize
+from chainlift.chain.summary import l2_cache_bytes, summarize
 from chainlift.errors import ImageError
 from chainlift.lift.copying import Copier, can_clone
 from chainlift.lift.descriptor import check_name
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
     from chainlift.chain import Chain
 
-#: QEMU's L2 table cache covers the whole disk up to this size (DEFAULT L2 cache, block/qcow2.h).
-_L2_CACHE_BYTES: Final = 32 << 20
 #: Measured: what a node costs a process beside its cache.
 _NODE_BYTES: Final = 100 << 10
 #: Measured: what an extent of an index costs.
@@ -160,7 +158,9 @@ def _plan(
     base_files = np.array([layer == len(chain.layers) - 1 for layer in sources.layer], dtype=bool)
     middle, everything = int(visible[~base_files].sum()), int(visible.sum())
     used = np.sort(visible[visible > 0])
-    cache = _cache_bytes(chain.virtual_size, index_cluster_size(chain))
+    cluster_size = index_cluster_size(chain)
+    # One image with everything has a table for all of the disk.
+    cache = l2_cache_bytes(-(-chain.virtual_size // (cluster_size * cluster_size // 8)), cluster_size)
     per_layer = cache + _NODE_BYTES
     # A layer of the chain has tables only where it has clusters.
     held = summarize(chain).l2_cache_bytes
@@ -236,10 +236,6 @@ def _recommend(
     if absorbed is not None and absorbed <= free and rate is not None and absorbed / rate < _SHORT_COPY_S:
         return "index with a budget", f"with {GENTLE_EXTENTS} extents QEMU reads faster and needs less memory"
     return "index", "nothing is copied; squash later, when there is time"
-
-
-def _cache_bytes(virtual_size: int, cluster_size: int) -> int:
-    return min(_L2_CACHE_BYTES, -(-virtual_size // cluster_size) * 8)
 
 
 def _rounded(count: int) -> str:

@@ -45,9 +45,6 @@ class ImageFile:
     :raise ImageError: if it cannot be opened.
     """
 
-    #: Where offset 0 of the image lies in the file that :meth:`fileno` is the descriptor of, in bytes.
-    base: int = 0
-
     def __init__(self, path: str, *, check: Callable[[str], None] | None = None) -> None:
         self.path = path
         try:
@@ -85,12 +82,19 @@ class ImageFile:
             raise ImageError(f"reading at offset {offset} failed: {_reason(error)}", path=self.path) from error
         return data
 
-    def fileno(self) -> int:
-        """Return the descriptor; it is valid until another file is opened.
+    def pread_into(self, buffer: memoryview, offset: int) -> int:
+        """Read bytes into a buffer; fewer than it has only where the file ends.
 
-        :raise ImageError: if the file had to be opened again, and is another one or gone.
+        :return: how many.
+        :raise ImageError: if reading fails.
         """
-        return self._descriptor()
+        done = 0
+        try:
+            while done < len(buffer) and (count := os.preadv(self._descriptor(), [buffer[done:]], offset + done)):
+                done += count
+        except (OSError, OverflowError) as error:
+            raise ImageError(f"reading at offset {offset} failed: {_reason(error)}", path=self.path) from error
+        return done
 
     def refresh_size(self) -> int:
         """Look at the file's size again: an image that is in use grows."""

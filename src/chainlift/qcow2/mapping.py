@@ -7,7 +7,6 @@ Only what a table says something about is returned: 75 changed clusters out of 3
 from __future__ import annotations
 
 import mmap
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
@@ -90,14 +89,13 @@ class TableReader:
         entry_size = header.l2_entry_size
         spans, number, shift = _spans(header, l1_index, l2_offset, begin, end)
         batch = BATCH_UNITS // layout.SUBCLUSTERS_PER_CLUSTER if header.extended_l2 else BATCH_UNITS
-        descriptor = image.file.fileno()
         positions: list[NDArray[np.int64]] = []
         words: list[NDArray[np.uint64]] = []
         collected = done = 0
         for offset, length in spans:
-            found, content = self._read_some(descriptor, image.file.base + offset, length, entry_size)
-            if found is None:
+            if image.file.pread_into(self._bytes[:length], offset) != length:
                 raise ImageError(f"L2 table entries at {offset:#x} are cut off", path=image.path)
+            found, content = self._used_entries(length, entry_size)
             if len(found):
                 positions.append(found + done)
                 words.append(content)
@@ -105,18 +103,13 @@ class TableReader:
                 if collected >= batch:
                     yield Entries(image, _clusters(positions, number, shift), np.concatenate(words))
                     positions, words, collected = [], [], 0
-                    descriptor = image.file.fileno()
             done += length // entry_size
         if collected:
             yield Entries(image, _clusters(positions, number, shift), np.concatenate(words))
 
-    def _read_some(
-        self, descriptor: int, offset: int, length: int, entry_size: int
-    ) -> tuple[NDArray[np.int64] | None, NDArray[np.uint64]]:
-        """Return which entries in a piece of the file are not zero, and these; None if the file ends in it."""
+    def _used_entries(self, length: int, entry_size: int) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
+        """Return which entries in the first bytes of the buffer are not zero, and these."""
         words, used = self._words[: length >> 3], self._used[: length >> 3]
-        if os.preadv(descriptor, [self._bytes[:length]], offset) != length:
-            return None, words
         (found,) = np.not_equal(words, 0, out=used).nonzero()
         if entry_size == 16:  # an entry is of interest if either half of it is
             half = found >> 1

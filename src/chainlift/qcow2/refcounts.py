@@ -21,23 +21,26 @@ if TYPE_CHECKING:
 def read_refcounts(image: Image, clusters: int) -> Iterator[NDArray[np.uint64]]:
     """Yield the refcounts of an image's first host clusters, a refcount block at a time.
 
-    :param clusters: how many; those that no block describes are left out at the end, and are zeros before it.
-    :raise ImageError: if a block is not aligned or cut off.
+    Clusters that no block describes are left out: their refcounts are zero.
+
+    :param clusters: how many.
+    :raise ImageError: if a block is not aligned, cut off or in the table twice.
     """
     header = image.header
     per_block = header.cluster_size * 8 >> header.refcount_order
     blocks = min(-(-clusters // per_block), header.refcount_table_clusters * header.cluster_size // 8)
-    table = image.file.pread(header.refcount_table_offset, blocks * 8)
-    if len(table) < blocks * 8:
+    data = image.file.pread(header.refcount_table_offset, blocks * 8)
+    if len(data) < blocks * 8:
         raise ImageError("the refcount table is cut off", path=image.path)
-    for index, entry in enumerate(np.frombuffer(table, ">u8").tolist()):
-        wanted = min(per_block, clusters - index * per_block)
-        offset = entry & layout.REFT_OFFSET_MASK
-        if offset == 0:
-            yield np.zeros(wanted, dtype=np.uint64)
-            continue
+    table = (np.frombuffer(data, ">u8") & np.uint64(layout.REFT_OFFSET_MASK)).astype(np.uint64)
+    (used,) = table.nonzero()
+    if (np.diff(np.sort(table[used])) == 0).any():
+        # No writer does that, and a small file could stand for hours of reading.
+        raise ImageError("the refcount table has a block twice", path=image.path)
+    for index, offset in zip(used.tolist(), table[used].tolist(), strict=True):
         if offset % header.cluster_size or offset >= image.file.size:
             raise ImageError(f"refcount table entry {index}: there is no block at {offset:#x}", path=image.path)
+        wanted = min(per_block, clusters - index * per_block)
         length = -(-(wanted << header.refcount_order) // 8)
         block = image.file.pread(offset, length).ljust(length, b"\0")
         yield unpack_refcounts(block, header.refcount_order)[:wanted]

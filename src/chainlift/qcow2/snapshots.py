@@ -87,7 +87,7 @@ def list_bitmaps(image: Image) -> list[Bitmap]:
         if len(fixed) < layout.BITMAP_ENTRY.size:
             raise ImageError("the bitmap directory is cut off", path=image.path)
         _, _, flags, _, granularity_bits, name_size, extra_size = layout.BITMAP_ENTRY.unpack(fixed)
-        if granularity_bits > 31 or len(found) == count:
+        if granularity_bits > 31 or name_size > layout.MAX_BITMAP_NAME or len(found) == count:
             raise ImageError(f"bitmap {len(found)}: the bitmap directory is malformed", path=image.path)
         name = image.file.pread(offset + layout.BITMAP_ENTRY.size + extra_size, name_size)
         found.append(Bitmap(_text(name), 1 << granularity_bits, bool(flags & 1), bool(flags & 2)))

@@ -61,6 +61,12 @@ def test_only_an_emulator_before_8_0_keeps_a_kernel_from_cmpxchg16b():
     assert told == {"old": True, "kvm": False, "new": False}
 
 
+def test_an_emulated_timer_may_be_late():
+    for accelerator, told in (("tcg", True), ("kvm", False)):
+        words = after(argv(kernel=Path("/k"), accelerator=accelerator), "-append")[0].split()
+        assert ("no_timer_check" in words) == told
+
+
 def test_an_iothread_serves_the_disks_only_where_asked_for():
     assert "virtio-scsi-pci,id=scsi0" in after(argv(), "-device")
     words = argv(iothread=True)

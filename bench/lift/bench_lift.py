@@ -5,8 +5,9 @@ is the lower part of that of 1,000) and measures, by part:
 
 index     `chainlift index` at both lengths: wall and CPU time of the whole command, and its peak memory
 reads     4 KiB strided (40,000 requests, as the issue has it) and 64 KiB sequential, by `qemu-img bench` through a
-          chain of length 1, the whole chain, its index, an index of at most 64 extents and a squash: CPU and wall time
-          of the requests alone (QEMU is held between opening and its first request), and QEMU's peak memory
+          chain of length 1 with the same content, the whole chain, its index, an index of at most 64 extents and a
+          squash: CPU and wall time of the requests alone (QEMU is held between opening and its first request), and
+          QEMU's peak memory
 long      the same at 1,000 layers, with fewer requests: one takes 30 ms there
 copies    flatten and squash against `qemu-img convert -W -m 16` of the whole chain, with sources in the page cache and
           not in it; convert reads them with direct I/O and (in the cache) also through it, and the faster one counts
@@ -34,6 +35,7 @@ from pathlib import Path
 import numpy as np
 
 from chainlift.host.process import run_tool
+from chainlift.lift.flatten import flatten_chain
 from chainlift.lift.index import GENTLE_EXTENTS, gentle_budget
 from chainlift.lift.lifting import lift_index, lift_squash
 from chainlift.lift.restore import restore_lift
@@ -189,19 +191,28 @@ def measure_index(bench: Bench, directory: Path, length: int, limit_s: float) ->
 
 def measure_reads(bench: Bench, directory: Path) -> None:
     scale, length = bench.scale, bench.scale.length
-    short, image = active(directory, 0, scale.size), active(directory, length, scale.size)
+    image = active(directory, length, scale.size)
     warm(layers(directory, length))
     amount = {"requests": scale.requests, "sequential": scale.sequential}
+    # A chain of length 1 with the same content: where the base alone is hit, fewer requests find data.
+    flat, short = directory / "flat.qcow2", directory / "short.qcow2"
+    flatten_chain(image, flat)
+    write_image(short, virtual_size=scale.size, backing_file=flat.name, backing_format="qcow2")
+    warm([flat])
     bench.reads("length 1", short, **amount)
+    short.unlink()
+    flat.unlink()
     bench.reads("chain", image, **amount, repeat=1)
     manifest = lift_index(image, bench.qemu)
     bench.reads("index", image, **amount)
     budget = gentle_budget([layer.visible_clusters for layer in manifest.layers]) * CLUSTER
     few = lift_index(image, bench.qemu, copy_budget_bytes=budget)
     bench.keep("extents", "index of 64", {"extents": few.extents, "copied_bytes": few.copied_bytes})
+    warm([Path(file.path) for file in few.files])  # what was copied went round the page cache
     bench.reads("index of 64", image, **amount)
     restore_lift(image, bench.qemu, clean=True)
-    lift_squash(image, bench.qemu)
+    squash, _ = lift_squash(image, bench.qemu)
+    warm([Path(file.path) for file in squash.files])
     bench.reads("squash", image, **amount)
     restore_lift(image, bench.qemu, clean=True)
     bench.compare_reads(["index", "index of 64", "squash"], "length 1", "chain")

@@ -37,10 +37,14 @@ if TYPE_CHECKING:
 #: A chain that is longer is opened layer by layer: 300 in one command stop the main loop for 0.2 to 0.6 s.
 _FEW_LAYERS: Final = 32
 _LONGEST: Final = 10_000
-#: So many extents of an index keep QEMU's main loop for some 0.1 s when they are added or closed, from this version on:
-#: an extent costs 0.2 ms on 7.2, 0.4 ms on 10.0, and from 10.1 on, where every change of the graph polls all nodes
-#: there are, 3 ms over a chain of 300.
-_GENTLE_EXTENTS: Final = (((10, 1, 0), 64), ((9, 0, 0), 192), ((0, 0, 0), 384))
+#: From here on every change of the graph polls all nodes there are (``bdrv_drain_all_begin()`` in block.c).
+_POLLS_ALL: Final = (10, 1, 0)
+#: So many extents of an index keep QEMU's main loop for less than 0.1 s when they are added or closed, from this
+#: version on: one costs 0.2 ms on 7.2, 0.4 ms on 10.0.
+_GENTLE_EXTENTS: Final = (((9, 0, 0), 192), ((0, 0, 0), 384))
+#: Where all nodes are polled, what counts is extents times layers: this many take 0.2 s.
+_GENTLE_PAIRS: Final = 10_000
+_FEWEST_EXTENTS: Final = 8
 #: How much may be copied to have no more than those.
 _GENTLE_COPY_BYTES: Final = 1 << 30
 
@@ -54,7 +58,11 @@ def prepare_live_index(
     """
     if copy_budget_bytes is not None:
         return prepare_index(session.image, copy_budget_bytes=copy_budget_bytes, progress=progress)
-    most = next(most for first, most in _GENTLE_EXTENTS if session.version >= first)
+    if session.version >= _POLLS_ALL:
+        layers = len(session.graph.backing_chain(session.disk.node))
+        most = max(_FEWEST_EXTENTS, _GENTLE_PAIRS // layers)
+    else:
+        most = next(most for first, most in _GENTLE_EXTENTS if session.version >= first)
     return prepare_index(session.image, copy_budget_bytes=_GENTLE_COPY_BYTES, most_extents=most, progress=progress)
 
 

@@ -70,3 +70,14 @@ def test_a_raw_file_with_many_holes_is_split_where_the_file_system_says(tmp_path
             for row in zip(entries.start.tolist(), entries.length.tolist(), entries.zero.tolist(), strict=True)
         ]
     assert found == expected
+
+
+@pytest.mark.integration
+def test_a_zeroed_first_cluster_of_an_external_data_file_has_no_place(tmp_path, qemu_img):
+    path = tmp_path / "image"
+    qemu_img("create", "-q", "-f", "qcow2", "-o", f"data_file={tmp_path}/data", path, MIB)
+    commands = ("-c", "write -P 3 0 128k", "-c", "write -z 0 128k")
+    subprocess.run(["qemu-io", *commands, path], check=True, capture_output=True)
+    theirs = subprocess.run(["qemu-img", "map", "--output=json", path], check=True, capture_output=True, text=True)
+    with open_chain(path) as chain:
+        assert "".join(map_json(chain, with_compressed='"compressed"' in theirs.stdout)) == theirs.stdout

@@ -32,6 +32,16 @@ def three(tmp_path):
     return tmp_path / "top"
 
 
+@pytest.mark.parametrize("extended", [False, True])
+def test_what_lies_beyond_the_end_of_the_disk_is_counted_as_shadowed(tmp_path, extended):
+    write_image(
+        tmp_path / "base", virtual_size=1 << 32, extended_l2=extended, clusters=[3, 40000], data=b"B" * 2 * K64
+    )  # fmt: skip
+    write_image(tmp_path / "top", virtual_size=MIB, backing_file="base", backing_format="qcow2")
+    base = summary_of(tmp_path / "top").layers[1]
+    assert (base.visible_bytes, base.shadowed_bytes, base.l2_tables) == (K64, K64, 2)
+
+
 def test_every_stored_cluster_is_either_visible_or_shadowed(three):
     summary = summary_of(three)
     assert [layer.visible_clusters for layer in summary.layers] == [1, 1, 5]

@@ -103,7 +103,8 @@ class Resolver:
                 end = min((int(tables[-1]) + 1) * span, layer.virtual_size)
                 self._count_tables(index, tables, begin)
                 for entries in self._reader.read(image, tables, offsets, begin, end):
-                    self._count(np.full(len(entries.cluster), index), decode([entries]), image, begin)
+                    mapping = decode([entries])
+                    self._count(np.full(len(mapping), index), mapping, image, begin)
                 tables, offsets = image.next_tables(int(tables[-1]) + 1, _TABLES_AHEAD)
 
     def _look_ahead(self, position: int) -> None:

@@ -191,6 +191,8 @@ def _decode(parts: Sequence[Entries], clusters: NDArray[np.int64], entries: NDAr
         if header.version == 2 and flagged.any():
             _refuse(parts, flagged, "has the zero flag, which version 2 does not know")
         kind[flagged] = np.where(host[flagged] > 0, np.uint8(Kind.ZERO_ALLOC), np.uint8(Kind.ZERO_PLAIN))
+        # Under the zero flag offset 0 is no place, in an external data file either (qcow2_get_cluster_type()).
+        host[kind == Kind.ZERO_PLAIN] = -1
     if any_flag & layout.OFLAG_COMPRESSED:
         compressed = (entries & np.uint64(layout.OFLAG_COMPRESSED)) != 0
         if header.has_data_file:

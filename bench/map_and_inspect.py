@@ -65,6 +65,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="leave out qemu-img on 1,000 layers, which takes minutes")
     parser.add_argument("--lengths", type=int, nargs="*", default=[300, 1000])
     arguments = parser.parse_args()
+    # As pip does when it installs a package; an environment may forbid Python to do so by itself.
+    package = Path(__file__).parents[1] / "src" / "chainlift"
+    subprocess.run([sys.executable, "-m", "compileall", "-q", str(package)], check=True)
     for length in arguments.lengths:
         image = chain("experiment", arguments.root, length)
         ours = measure([*CHAINLIFT, "map", "--json", image])

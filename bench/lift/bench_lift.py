@@ -311,6 +311,9 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--qemu", default="host")
     options = parser.parse_args()
+    # As pip does when it installs a package; an environment may forbid Python to do so by itself.
+    package = Path(__file__).parents[2] / "src" / "chainlift"
+    subprocess.run([sys.executable, "-m", "compileall", "-q", str(package)], check=True)
     directory, parts = options.directory.absolute(), options.part or PARTS
     scale = QUICK if options.quick else Scale()
     bench = Bench(options, scale)

@@ -70,9 +70,7 @@ def command(
             result = lift_live(running, prepared, qemu=qemu, content=content, progress=progress)
         manifest, switched = result.manifest, f"; {describe_switch(result)}"
     else:
-        image = need_image(image, device, node)
-        if content:
-            raise click.UsageError("--content goes with --qmp or --libvirt; see also chainlift verify --content")
+        image = need_image(image, device, node, content=content)
         with byte_progress("copying", copy_budget or 0) as progress:
             manifest = lift_index(image, qemu, copy_budget_bytes=copy_budget or 0, progress=progress)
     if as_json:

@@ -51,7 +51,7 @@ def live_options(function: _F) -> _F:
     return wrapped
 
 
-def need_image(image: str | None, device: str | None, node: str | None) -> str:
+def need_image(image: str | None, device: str | None, node: str | None, *, content: bool = False) -> str:
     """Return the image of a verb that works at rest.
 
     :raise UsageError: if there is none, or options that only go with ``--qmp``.
@@ -60,6 +60,8 @@ def need_image(image: str | None, device: str | None, node: str | None) -> str:
         raise click.UsageError("--device and --node go with --qmp or --libvirt")
     if image is None:
         raise click.UsageError("Missing argument 'IMAGE' (or --qmp SOCKET, or --libvirt DOMAIN)")
+    if content:
+        raise click.UsageError("--content goes with --qmp or --libvirt; see also chainlift verify --content")
     return image
 
 

@@ -69,9 +69,7 @@ def command(
             result = lift_live(running, prepared, qemu=qemu, content=content, progress=progress)
         manifest, switched = result.manifest, f"; {describe_switch(result)}"
     else:
-        image = need_image(image, device, node)
-        if content:
-            raise click.UsageError("--content goes with --qmp or --libvirt; see also chainlift verify --content")
+        image = need_image(image, device, node, content=content)
         qemu = find_qemu(qemu_name, need=["img"])
         directories = [Path(image).absolute().parent, *search] if delete_layers else None
         with byte_progress("squashing") as progress:

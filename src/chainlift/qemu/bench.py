@@ -9,8 +9,9 @@ import tempfile
 import termios
 import time
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, Self
 
 from chainlift.errors import QemuCrashed, QemuError
 from chainlift.host.process import describe_end
@@ -29,7 +30,8 @@ READS: dict[str, tuple[int, int]] = {
 }
 
 
-class Working(NamedTuple):
+@dataclass(frozen=True)
+class Working:
     """A process that has opened a chain and does nothing yet."""
 
     process: QemuProcess
@@ -39,12 +41,10 @@ class Working(NamedTuple):
     wait: Callable[[float], None]
 
 
-class Held(NamedTuple):
-    """What :class:`Working` is, and more: it can be held again when it has done its work, before it ends."""
+@dataclass(frozen=True)
+class Held(Working):
+    """One that can be held again when it has done its work, before it ends."""
 
-    process: QemuProcess
-    go: Callable[[], None]
-    wait: Callable[[float], None]
     #: Called after ``go``: wait until all requests are answered and it is held again; False where it ended before.
     until_done: Callable[[], bool]
     #: What it has written to standard output so far.

@@ -133,14 +133,14 @@ def attempt_length(
     began = time.monotonic()
     try:
         place = (4096, _step(virtual_size))
-        with reading(qemu, image, place, requests=_PLACES, open_timeout_s=open_timeout_s) as (process, go, wait, *_):
+        with reading(qemu, image, place, requests=_PLACES, open_timeout_s=open_timeout_s) as work:
             open_s = time.monotonic() - began
-            descriptors = _descriptors(process.pid)
-            go()
-            wait(600)
-            if process.running:
+            descriptors = _descriptors(work.process.pid)
+            work.go()
+            work.wait(600)
+            if work.process.running:
                 return Attempt(length, open_s, descriptors, signal.SIGALRM)
-            return Attempt(length, open_s, descriptors, process.wait().signal)
+            return Attempt(length, open_s, descriptors, work.process.wait().signal)
     except QemuCrashed as error:
         return Attempt(length, signal=error.signal)
     except TimeoutError:

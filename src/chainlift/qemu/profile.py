@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from contextlib import AbstractContextManager
 
-    from chainlift.qemu.bench import Held, Working
+    from chainlift.qemu.bench import Working
     from chainlift.qemu.binary import Qemu
     from chainlift.qemu.process import QemuProcess
 
@@ -164,23 +164,23 @@ def profile_workload(
     require_profiling(qemu)
     with tempfile.TemporaryDirectory(prefix="profile-", dir=scratch) as name:
         folder = Path(name)
-        working: AbstractContextManager[Working | Held] = (
+        working: AbstractContextManager[Working] = (
             streaming(qemu, image, folder, cache=cache)
             if workload == "stream"
             else reading(qemu, image, READS[workload], cache=cache, aio=aio)
         )
         data = folder / "perf.data"
-        with working as (process, go, wait, *_):
+        with working as work:
             try:
-                with PerfRecorder(process.pid, data, frequency_hz=frequency_hz) as perf:
+                with PerfRecorder(work.process.pid, data, frequency_hz=frequency_hz) as perf:
                     perf.begin()
-                    go()
-                    wait(seconds)
+                    work.go()
+                    work.wait(seconds)
                     perf.end()
             except OperationError:
-                _require_alive(process, image)
+                _require_alive(work.process, image)
                 raise
-            _require_alive(process, image)
+            _require_alive(work.process, image)
         profile = name_samples(read_samples(data), symbols)
     if not profile.stacks.total:
         raise OperationError("perf saw nothing: the work was done too soon", path=image)

@@ -42,11 +42,12 @@ class HostStreamProbe:
 
     def measure(self, setup: Setup) -> Iterator[Reading]:
         """See :class:`~chainlift.study.probe.Probe`."""
-        with streaming(setup.qemu, setup.image, setup.scratch, cache=setup.plan.cache) as (process, go, wait):
+        with streaming(setup.qemu, setup.image, setup.scratch, cache=setup.plan.cache) as work:
+            process = work.process
             user, system = cpu_times(process.pid)
             started = time.monotonic()
-            go()
-            wait(_TIMEOUT_S)
+            work.go()
+            work.wait(_TIMEOUT_S)
             wall_s = time.monotonic() - started
             if wall_s >= _TIMEOUT_S:
                 yield Reading("stream", "host", outcome="timed out", detail=f"not done after {_TIMEOUT_S:.0f} s")

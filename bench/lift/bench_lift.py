@@ -4,10 +4,10 @@ Builds chains like the experiment's (20 GiB, 6 GiB of data in the base, 75 chang
 is the lower part of that of 1,000) and measures, by part:
 
 index     `chainlift index` at both lengths: wall and CPU time of the whole command, and its peak memory
-reads     4 KiB strided (40,000 requests, as the issue has it) and 64 KiB sequential, by `qemu-img bench` through a
-          chain of length 1 with the same content, the whole chain, its index, an index of at most 64 extents and a
-          squash: CPU and wall time of the requests alone (QEMU is held between opening and its first request), and
-          QEMU's peak memory
+reads     4 KiB strided (40,000 requests) and 64 KiB sequential, by `qemu-img bench` through a chain of length 1 with
+          the same content, the whole chain, its index, an index with the budget that `index` recommends (at most 32
+          extents) and a squash: CPU and wall time of the requests alone (QEMU is held between opening and its first
+          request), and QEMU's peak memory
 long      the same at 1,000 layers, with fewer requests: one takes 30 ms there
 copies    flatten and squash against `qemu-img convert -W -m 16` of the whole chain, with sources in the page cache and
           not in it; convert reads them with direct I/O and (in the cache) also through it, and the faster one counts
@@ -153,9 +153,10 @@ class Bench:
                 if found.metrics is None:
                     sys.stdout.write(f"{pattern.variant} on {on}: {found.crash}\n")
                     return
-                cpu = found.metrics.get("cpu_user_s", 0.0) + found.metrics.get("cpu_sys_s", 0.0)
+                user = found.metrics.get("cpu_user_s", 0.0)
                 kept = ("wall_s", "requests", "peak_rss_bytes", "open_s")
-                rows.append({"cpu_s": cpu, **{key: found.metrics[key] for key in kept}})
+                cpu = {"cpu_s": user + found.metrics.get("cpu_sys_s", 0.0), "cpu_user_s": user}
+                rows.append({**cpu, **{key: found.metrics[key] for key in kept}})
             self.median(f"reads {pattern.variant}", on, rows)
 
     def compare_reads(self, kinds: list[str], one: str, chain: str) -> None:
@@ -172,6 +173,7 @@ class Bench:
                     "cpu_of_length_1": row["cpu_s"] / base["cpu_s"],
                     "wall_of_length_1": row["wall_s"] / base["wall_s"],
                     "cheaper_than_chain_cpu": slow["cpu_s"] / row["cpu_s"],
+                    "cheaper_than_chain_cpu_user": slow["cpu_user_s"] / max(row["cpu_user_s"], 1e-3),
                     "cheaper_than_chain_wall": slow["wall_s"] / row["wall_s"],
                     "memory_of_chains": memory,
                 })  # fmt: skip
@@ -207,26 +209,28 @@ def measure_reads(bench: Bench, directory: Path) -> None:
     bench.reads("index", image, **amount)
     budget = gentle_budget([layer.visible_clusters for layer in manifest.layers]) * CLUSTER
     few = lift_index(image, bench.qemu, copy_budget_bytes=budget)
-    bench.keep("extents", "index of 64", {"extents": few.extents, "copied_bytes": few.copied_bytes})
+    bench.keep("extents", "index of few", {"extents": few.extents, "copied_bytes": few.copied_bytes})
     warm([Path(file.path) for file in few.files])  # what was copied went round the page cache
-    bench.reads("index of 64", image, **amount)
+    bench.reads("index of few", image, **amount)
     restore_lift(image, bench.qemu, clean=True)
     squash, _ = lift_squash(image, bench.qemu)
     warm([Path(file.path) for file in squash.files])
     bench.reads("squash", image, **amount)
     restore_lift(image, bench.qemu, clean=True)
-    bench.compare_reads(["index", "index of 64", "squash"], "length 1", "chain")
+    bench.compare_reads(["index", "index of few", "squash"], "length 1", "chain")
     for what in ("4k", "64k"):
-        ratio = bench.rows[f"ratios reads {what}", "index"]["cheaper_than_chain_cpu"]
-        bench.target(f"{what} reads through the index, CPU, {length} layers", ratio, 40, at_least=True)
-        for on in ("index of 64", "squash"):
+        row, text = bench.rows[f"ratios reads {what}", "index"], f"{what} reads through the index, {length} layers"
+        # The kernel's share of a request (the read, two switches of threads) is no smaller at length 1.
+        bench.target(f"{text}, QEMU's own CPU", row["cheaper_than_chain_cpu_user"], 40, at_least=True)
+        bench.target(f"{text}, CPU with the kernel's", row["cheaper_than_chain_cpu"], 40, at_least=True)
+        for on in ("index of few", "squash"):
             row = bench.rows[f"ratios reads {what}", on]
             bench.target(f"{what} reads through {on} over length 1, CPU", row["cpu_of_length_1"], 1.25, at_least=False)
             bench.target(
                 f"{what} reads through {on} over length 1, wall", row["wall_of_length_1"], 1.25, at_least=False
             )
     assert few.extents <= GENTLE_EXTENTS
-    for on in ("index", "index of 64", "squash"):
+    for on in ("index", "index of few", "squash"):
         share = bench.rows["ratios reads 4k", on]["memory_of_chains"]
         bench.target(f"QEMU's memory through {on}, of the chain's", share, 1 / 20, at_least=False)
 

@@ -132,11 +132,11 @@ def test_an_index_of_many_extents_says_what_it_takes_to_have_few(tmp_path, capsy
         main(["index", str(image)])
     said = capsys.readouterr()
     assert "an index of 81 extents" in said.out
-    (budget,) = re.findall(r"--copy-budget (\d+M) would leave 64 extents", said.err)
+    (budget,) = re.findall(r"--copy-budget (\d+M) would leave 32 extents", said.err)
     with pytest.raises(SystemExit):
         main(["index", str(image), "--copy-budget", budget])
     said = capsys.readouterr()
-    assert "an index of 64 extents" in said.out
+    assert "an index of 32 extents" in said.out
     assert said.err == ""
 
 

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from chainlift.qcow2.mapping import Mapping, TableReader, decode
+from chainlift.qcow2.mapping import Mapping, TableReader, Tables, decode
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from chainlift.qcow2.image import Image
 
 #: L1 entries that are looked at together.
@@ -52,10 +54,15 @@ def digest_tables(image: Image, span: int) -> str:
     :param span: bytes of the disk that count, from its start.
     :raise ImageError: if a table is malformed or cut off.
     """
-    digest, reader = TablesDigest(), TableReader()
-    for first in range(0, -(-span // image.table_span), _STRIDE):
-        offsets = image.l2_offsets(first, min(first + _STRIDE, -(-span // image.table_span)))
-        used = np.flatnonzero(offsets)
-        for entries in reader.read(image, used + first, offsets[used], 0, span):
-            digest.add(decode([entries]))
+    digest = TablesDigest()
+    for _, entries in TableReader().read(_all_tables(image, span)):
+        digest.add(decode([entries]))
     return digest.hexdigest()
+
+
+def _all_tables(image: Image, span: int) -> Iterator[Tables]:
+    count = -(-span // image.table_span)
+    for first in range(0, count, _STRIDE):
+        offsets = image.l2_offsets(first, min(first + _STRIDE, count))
+        used = np.flatnonzero(offsets)
+        yield Tables(first, image, used + first, offsets[used], 0, span)

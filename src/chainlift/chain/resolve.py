@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from chainlift.chain.canvas import Canvas
 from chainlift.chain.window import Window
+from chainlift.errors import ImageError
 from chainlift.qcow2.layout import SECTOR_SIZE, Kind
-from chainlift.qcow2.mapping import BATCH_UNITS, Entries, Mapping, TableReader, decode
+from chainlift.qcow2.mapping import BATCH_UNITS, Entries, Mapping, TableReader, Tables, decode
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -27,8 +29,6 @@ if TYPE_CHECKING:
 
 #: Granules in a window: 18 bytes each.
 WINDOW_GRANULES = 1 << 20
-#: Granules whose open ones are counted together, to know early that a table need not be read.
-_BUCKET_BITS = 12
 #: L2 tables of a layer whose places are remembered: 16 bytes each.
 _TABLES_AHEAD = 512
 _NEVER = np.iinfo(np.int64).max
@@ -102,7 +102,7 @@ class Resolver:
                 begin = max(offset, int(tables[0]) * span)
                 end = min((int(tables[-1]) + 1) * span, layer.virtual_size)
                 self._count_tables(index, tables, begin)
-                for entries in self._reader.read(image, tables, offsets, begin, end):
+                for _, entries in self._reader.read([Tables(index, image, tables, offsets, begin, end)]):
                     mapping = decode([entries])
                     self._count(np.full(len(mapping), index), mapping, image, begin)
                 tables, offsets = image.next_tables(int(tables[-1]) + 1, _TABLES_AHEAD)
@@ -126,27 +126,30 @@ class Resolver:
         )
 
     def _resolve(self, start: int, stop: int, granule: int) -> Window:
-        canvas = _Canvas(start, stop, granule)
+        canvas = Canvas(start, stop, granule)
         # Layers that are alike are decoded together: many have but a few entries each.
         batch: list[tuple[int, Entries]] = []
         size = 0  # of the batch, in granules
         shown, alike = self._size, None
-        for index in (self._next_table < stop).nonzero()[0].tolist():
-            image = self._layers[index].image
-            assert image is not None
-            limit = self._limits[index]
+
+        def is_needless(tables: Tables) -> bool:
+            self._paint(canvas, batch)
+            canvas.close_from(self._limits[tables.number])
+            span = tables.image.table_span
+            return not self._reads_all and all(
+                canvas.is_hidden(first, first + span) for first in (tables.l1_index * span).tolist()
+            )
+
+        for index, entries in self._reader.read(self._wanted(canvas, start, stop), is_needless):
+            image, limit = entries.image, self._limits[index]
             if limit != shown or image.alike != alike or alike is None or size >= min(canvas.remaining, BATCH_UNITS):
                 self._paint(canvas, batch)
-                batch, size, shown, alike = [], 0, limit, image.alike
+                size, shown, alike = 0, limit, image.alike
                 canvas.close_from(limit)
-            if not canvas.remaining and not self._reads_all:
-                break
-            for entries in self._read_layer(canvas, index, image, start, stop):
-                batch.append((index, entries))
-                size += len(entries.cluster) * (image.header.cluster_size // granule)
-                if size >= BATCH_UNITS:
-                    self._paint(canvas, batch)
-                    batch, size = [], 0
+                if not canvas.remaining and not self._reads_all:
+                    break
+            batch.append((index, entries))
+            size += len(entries.cluster) * (image.header.cluster_size // granule)
         self._paint(canvas, batch)
         depth = len(self._layers) - 1
         if self._layers[depth].image is None:
@@ -154,23 +157,43 @@ class Resolver:
             canvas.fill_raw(depth)
         return canvas.window
 
-    def _read_layer(self, canvas: _Canvas, index: int, image: Image, start: int, stop: int) -> Iterator[Entries]:
-        ahead = self._tables[index]
-        assert ahead is not None
-        stop = min(stop, image.header.virtual_size)
-        tables, offsets = ahead.between(start, stop)
-        if self._tally is not None:
-            self._count_tables(index, tables, start)
-        if canvas.has_closed_bucket and not self._reads_all:
-            wanted = canvas.has_open(tables * image.table_span, image.table_span)
-            tables, offsets = tables[wanted], offsets[wanted]
-        if len(tables):
-            yield from self._reader.read(image, tables, offsets, start, stop)
+    def _wanted(self, canvas: Canvas, start: int, stop: int) -> Iterator[Tables]:
+        """Yield the tables to read, from the top down; the canvas may meanwhile lag behind by some layers."""
+        for index in (self._next_table < stop).nonzero()[0].tolist():
+            image, ahead = self._layers[index].image, self._tables[index]
+            assert image is not None
+            assert ahead is not None
+            end = min(stop, image.header.virtual_size)
+            tables, offsets = ahead.between(start, end)
+            if self._tally is not None:
+                self._count_tables(index, tables, start)
+            if canvas.has_closed_bucket and not self._reads_all:
+                seen = canvas.has_open(tables * image.table_span, image.table_span)
+                tables, offsets = tables[seen], offsets[seen]
+            if len(tables):
+                yield Tables(index, image, tables, offsets, start, end)
 
-    def _paint(self, canvas: _Canvas, batch: list[tuple[int, Entries]]) -> None:
-        if not batch:
-            return
-        mapping = decode([entries for _, entries in batch])
+    def _paint(self, canvas: Canvas, batch: list[tuple[int, Entries]]) -> None:
+        """Bring a batch onto the canvas, and empty it."""
+        if batch:
+            try:
+                mapping = decode([entries for _, entries in batch])
+            except ImageError:
+                if self._reads_all:
+                    raise
+                self._paint_what_is_seen(canvas, batch)
+            else:
+                self._paint_decoded(canvas, batch, mapping)
+            batch.clear()
+
+    def _paint_what_is_seen(self, canvas: Canvas, batch: list[tuple[int, Entries]]) -> None:
+        # QEMU does not look at what other layers hide, malformed or not.
+        for index, entries in batch:
+            seen = canvas.without_hidden(entries)
+            if len(seen.cluster):
+                self._paint_decoded(canvas, [(index, seen)], decode([seen]))
+
+    def _paint_decoded(self, canvas: Canvas, batch: list[tuple[int, Entries]], mapping: Mapping) -> None:
         index, image = batch[-1][0], batch[-1][1].image
         if batch[0][0] == index:
             layer = np.full(len(mapping), index)
@@ -233,95 +256,3 @@ class _TablesAhead:
             return used + first, offsets[used]
         begin, end = int(self._index.searchsorted(first)), int(self._index.searchsorted(last))
         return self._index[begin:end], self._offset[begin:end]
-
-
-class _Canvas:
-    """A window that is being filled."""
-
-    def __init__(self, start: int, stop: int, granule: int) -> None:
-        count = -(-(stop - start) // granule)
-        self.window = Window(
-            start=start,
-            length=stop - start,
-            granularity=granule,
-            layer=np.full(count, -1, dtype=np.int32),
-            kind=np.zeros(count, dtype=np.uint8),
-            host_offset=np.full(count, -1, dtype=np.int64),
-            stored_bytes=np.zeros(count, dtype=np.int32),
-        )
-        self._open = np.ones(count, dtype=bool)
-        self.remaining = count
-        buckets = -(-count >> _BUCKET_BITS)
-        self._open_in_bucket = np.full(buckets, 1 << _BUCKET_BITS, dtype=np.int64)
-        self._open_in_bucket[-1] = count - ((len(self._open_in_bucket) - 1) << _BUCKET_BITS)
-        self._closed_from = count
-        #: Whether there is any bucket with nothing open in it.
-        self.has_closed_bucket = False
-
-    def close_from(self, limit: int) -> None:
-        """Close what lies at and after a guest offset: the layers from here on end there, and zeros follow."""
-        first = max(0, -(-(limit - self.window.start) // self.window.granularity))
-        if first >= self._closed_from:
-            return
-        self._close(first + np.flatnonzero(self._open[first : self._closed_from]))
-        self._closed_from = first
-
-    def has_open(self, begin: NDArray[np.int64], span: int) -> NDArray[np.bool_]:
-        """Tell for spans of the disk, given by their guest offset and common length, whether anything is open there."""
-        open_before = np.concatenate((np.zeros(1, dtype=np.int64), np.cumsum(self._open_in_bucket)))
-        granule = self.window.granularity
-        first = np.maximum(0, (begin - self.window.start) // granule) >> _BUCKET_BITS
-        last = np.minimum(len(self._open) - 1, (begin + span - 1 - self.window.start) // granule) >> _BUCKET_BITS
-        wanted: NDArray[np.bool_] = open_before[last + 1] > open_before[first]
-        return wanted
-
-    def fill_raw(self, index: int) -> None:
-        """Fill all that is open from a raw layer, in which guest offset and host offset are the same."""
-        places = np.flatnonzero(self._open)
-        self.window.layer[places] = index
-        self.window.kind[places] = Kind.DATA
-        self.window.host_offset[places] = self.window.start + places * self.window.granularity
-        self._close(places)
-
-    def paint(self, layer: NDArray[np.int64], mapping: Mapping, unit_size: int, ends_at: int) -> None:
-        """Fill what is open from what layers' tables say.
-
-        :param layer: each unit's layer, never decreasing; where several speak of one place, the first is right.
-        :param ends_at: guest offset from which on there is nothing below the last of these layers.
-        """
-        granule = self.window.granularity
-        per_unit = unit_size // granule
-        places = mapping.unit * per_unit - self.window.start // granule
-        kind, host, stored = mapping.kind, mapping.host_offset, mapping.stored_bytes
-        if per_unit > 1:
-            within = np.arange(per_unit, dtype=np.int64)
-            places = (places[:, None] + within).ravel()
-            has_place = (kind != Kind.COMPRESSED) & (host >= 0)
-            host = (host[:, None] + has_place[:, None] * within * granule).ravel()
-            layer, kind, stored = layer.repeat(per_unit), kind.repeat(per_unit), stored.repeat(per_unit)
-        if int(places.min()) < 0 or int(places.max()) >= len(self._open):  # of clusters that are in it only in part
-            (chosen,) = ((places >= 0) & (places < len(self._open))).nonzero()
-            chosen = chosen[self._open[places[chosen]]]
-        else:
-            (chosen,) = self._open[places].nonzero()
-        says_nothing = kind[chosen] == Kind.UNALLOCATED
-        if says_nothing.any():
-            # Allocated without content: the answer is further down, unless this layer is the last that reaches here.
-            silent, chosen = chosen[says_nothing], chosen[~says_nothing]
-            silent = silent[self.window.start + places[silent] * granule >= ends_at]
-            self.window.host_offset[places[silent]] = host[silent]
-        if len(chosen) and layer[chosen[0]] != layer[chosen[-1]]:
-            chosen = chosen[places[chosen].argsort(kind="stable")]
-            chosen = chosen[np.diff(places[chosen], prepend=-1).nonzero()[0]]
-        places = places[chosen]
-        self.window.layer[places] = layer[chosen]
-        self.window.kind[places] = kind[chosen]
-        self.window.host_offset[places] = host[chosen]
-        self.window.stored_bytes[places] = stored[chosen]
-        self._close(places)
-
-    def _close(self, places: NDArray[np.int64]) -> None:
-        self._open[places] = False
-        self.remaining -= len(places)
-        self._open_in_bucket -= np.bincount(places >> _BUCKET_BITS, minlength=len(self._open_in_bucket))
-        self.has_closed_bucket = not self._open_in_bucket.all()

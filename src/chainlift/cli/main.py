@@ -66,9 +66,7 @@ def cli() -> None:
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command and exit; the one place where an error becomes an exit status."""
-    # Nothing here is linear algebra, and threads for it make numpy's import a third slower.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    # Nor is there much garbage in cycles: looking for it while modules are imported takes a tenth of that time.
+    # There is not much garbage in cycles: looking for it while modules are imported takes a tenth of that time.
     gc.set_threshold(50_000)
     try:
         status = cli.main(args=arguments, prog_name="chainlift", standalone_mode=False)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 _MIN_CLUSTER: Final = 4096
 _RAW_CLUSTER: Final = 65536
 #: Up to here an index costs a request next to nothing (within 1.25x of a chain of length 1).
-GENTLE_EXTENTS: Final = 64
+GENTLE_EXTENTS: Final = 32
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ class ImageFile:
             ):
                 data += more
         except (OSError, OverflowError) as error:
-            raise ImageError(f"reading at offset {offset} failed: {_reason(error)}", path=self.path) from error
+            raise reading_failed(self.path, offset, error) from error
         return data
 
     def pread_into(self, buffer: memoryview, offset: int) -> int:
@@ -88,13 +88,20 @@ class ImageFile:
         :return: how many.
         :raise ImageError: if reading fails.
         """
-        done = 0
         try:
-            while done < len(buffer) and (count := os.preadv(self._descriptor(), [buffer[done:]], offset + done)):
-                done += count
+            return pread_into(self._descriptor(), buffer, offset)
         except (OSError, OverflowError) as error:
-            raise ImageError(f"reading at offset {offset} failed: {_reason(error)}", path=self.path) from error
-        return done
+            raise reading_failed(self.path, offset, error) from error
+
+    def duplicate_descriptor(self) -> int:
+        """Return a descriptor of the file that is the caller's to close.
+
+        :raise ImageError: if there cannot be one.
+        """
+        try:
+            return os.dup(self._descriptor())
+        except OSError as error:
+            raise _cannot_open(self.path, error) from error
 
     def refresh_size(self) -> int:
         """Look at the file's size again: an image that is in use grows."""
@@ -143,6 +150,19 @@ class ImageFile:
                 raise ImageError("was replaced by another file while it was read", path=self.path, hint="start again")
             _pool.put(self, descriptor)
         return descriptor
+
+
+def pread_into(descriptor: int, buffer: memoryview, offset: int) -> int:
+    """Read bytes into a buffer and return how many; fewer than it has only where the file ends."""
+    done = 0
+    while done < len(buffer) and (count := os.preadv(descriptor, [buffer[done:]], offset + done)):
+        done += count
+    return done
+
+
+def reading_failed(path: str, offset: int, error: Exception) -> ImageError:
+    """Return the error of a failed read at ``offset``, in bytes."""
+    return ImageError(f"reading at offset {offset} failed: {_reason(error)}", path=path)
 
 
 def _open(target: str, path: str) -> tuple[int, os.stat_result]:

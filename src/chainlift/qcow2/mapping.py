@@ -6,29 +6,25 @@ Only what a table says something about is returned: 75 changed clusters out of 3
 
 from __future__ import annotations
 
-import mmap
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 import numpy as np
 
 from chainlift.errors import ImageError
 from chainlift.qcow2 import layout
+from chainlift.qcow2.ahead import PIECE_BYTES, Piece, ReadAhead
 from chainlift.qcow2.columns import Columns
 from chainlift.qcow2.layout import Kind
 from chainlift.qcow2.tables import split_compressed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
-    from chainlift.qcow2.header import Header
     from chainlift.qcow2.image import Image
 
-#: Bytes of L2 tables that are read and looked at in one go: they are still in the CPU's nearest caches when they are
-#: looked at, which makes more of a difference than the number of system calls.
-_CHUNK_BYTES = 256 << 10
 #: Units that are decoded together.
 BATCH_UNITS = 1 << 16
 
@@ -63,54 +59,62 @@ class Entries:
     words: NDArray[np.uint64]
 
 
+@dataclass(frozen=True)
+class Tables:
+    """L2 tables of an image that are wanted."""
+
+    #: The caller's number for them.
+    number: int
+    image: Image
+    #: Their places in the L1 table, int64, ascending.
+    l1_index: NDArray[np.int64]
+    #: Their host offsets, from :meth:`Image.l2_offsets`.
+    l2_offset: NDArray[np.int64]
+    #: Guest offset in bytes; clusters that end before it are left out.
+    begin: int
+    #: Guest offset in bytes; clusters from there on are left out.
+    end: int
+
+
 class TableReader:
-    """Reads L2 tables into one buffer that is used again and again."""
+    """Reads L2 tables, into buffers that are used again and again."""
 
     def __init__(self) -> None:
-        # Pages of its own: the kernel copies four times slower to 16 bytes behind the beginning of a page or cache
-        # line, where malloc, and so numpy, puts large arrays ("rep movsb" on AMD).
-        buffer = mmap.mmap(-1, _CHUNK_BYTES)
-        self._bytes = memoryview(buffer)
-        self._words = np.frombuffer(buffer, dtype=np.uint64)
-        self._used = np.empty(_CHUNK_BYTES // 8, dtype=bool)
+        self._ahead = ReadAhead()
+        self._used = np.empty(PIECE_BYTES >> 3, dtype=bool)
 
     def read(
-        self, image: Image, l1_index: NDArray[np.int64], l2_offset: NDArray[np.int64], begin: int, end: int
-    ) -> Iterator[Entries]:
-        """Yield what some L2 tables hold.
+        self, wanted: Iterable[Tables], is_needless: Callable[[Tables], bool] | None = None
+    ) -> Iterator[tuple[int, Entries]]:
+        """Yield what some L2 tables hold, in their order, with the number of each.
 
-        :param l1_index: the tables' places in the L1 table, ascending.
-        :param l2_offset: their host offsets, from :meth:`Image.l2_offsets`.
-        :param begin: guest offset in bytes; clusters that end before it are left out.
-        :param end: guest offset in bytes; clusters from there on are left out.
-        :raise ImageError: if a table reaches past the end of its file.
+        :param wanted: is asked for tables some time before they are yielded.
+        :param is_needless: asked when tables cannot be read: whether nobody wants them any more.
+        :raise ImageError: if a table cannot be read or reaches past the end of its file.
         """
-        header = image.header
-        entry_size = header.l2_entry_size
-        spans, number, shift = _spans(header, l1_index, l2_offset, begin, end)
-        batch = BATCH_UNITS // layout.SUBCLUSTERS_PER_CLUSTER if header.extended_l2 else BATCH_UNITS
-        positions: list[NDArray[np.int64]] = []
-        words: list[NDArray[np.uint64]] = []
-        collected = done = 0
-        for offset, length in spans:
-            if image.file.pread_into(self._bytes[:length], offset) != length:
-                raise ImageError(f"L2 table entries at {offset:#x} are cut off", path=image.path)
-            found, content = self._used_entries(length, entry_size)
+        failed: Tables | None = None
+        for part, content in self._ahead.read(_pieces(wanted)):
+            tables, collected = part.tables, part.collected
+            if isinstance(content, ImageError):
+                if is_needless is None or not is_needless(tables):
+                    raise content
+                failed = tables
+                continue
+            if tables is failed:
+                continue
+            header = tables.image.header
+            found, words = self._used_entries(content, header.l2_entry_size)
             if len(found):
-                positions.append(found + done)
-                words.append(content)
-                collected += len(found)
-                if collected >= batch:
-                    yield Entries(image, _clusters(positions, number, shift), np.concatenate(words))
-                    positions, words, collected = [], [], 0
-            done += length // entry_size
-        if collected:
-            yield Entries(image, _clusters(positions, number, shift), np.concatenate(words))
+                collected.positions.append(found + part.first_entry)
+                collected.words.append(words)
+                collected.count += len(found)
+            batch = BATCH_UNITS // layout.SUBCLUSTERS_PER_CLUSTER if header.extended_l2 else BATCH_UNITS
+            if collected.count and (part.is_last or collected.count >= batch):
+                yield tables.number, collected.take(tables.image)
 
-    def _used_entries(self, length: int, entry_size: int) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
-        """Return which entries in the first bytes of the buffer are not zero, and these."""
-        words, used = self._words[: length >> 3], self._used[: length >> 3]
-        (found,) = np.not_equal(words, 0, out=used).nonzero()
+    def _used_entries(self, words: NDArray[np.uint64], entry_size: int) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
+        """Return which entries are not zero, and these."""
+        (found,) = np.not_equal(words, 0, out=self._used[: len(words)]).nonzero()
         if entry_size == 16:  # an entry is of interest if either half of it is
             half = found >> 1
             found = half[np.flatnonzero(np.diff(half, prepend=-1))]
@@ -118,23 +122,54 @@ class TableReader:
         return found, words[found]
 
 
-def _spans(
-    header: Header, l1_index: NDArray[np.int64], l2_offset: NDArray[np.int64], begin: int, end: int
-) -> tuple[list[tuple[int, int]], list[int], list[int]]:
-    """Return what to read in one go: tables that follow each other in the file together, large ones in parts.
+class _Collected:
+    """Entries that were found in some tables and not yet handed out."""
 
-    The parameters are those of :meth:`TableReader.read`.
+    def __init__(self, number: list[int], shift: list[int]) -> None:
+        self._number, self._shift = number, shift
+        self.positions: list[NDArray[np.int64]] = []
+        self.words: list[NDArray[np.uint64]] = []
+        self.count = 0
+
+    def take(self, image: Image) -> Entries:
+        entries = Entries(image, _clusters(self.positions, self._number, self._shift), np.concatenate(self.words))
+        self.positions, self.words, self.count = [], [], 0
+        return entries
+
+
+class _Part(NamedTuple):
+    """A piece of a file in which some tables, or a part of one, lie."""
+
+    tables: Tables
+    collected: _Collected
+    #: Number of its first entry among all of the tables.
+    first_entry: int
+    is_last: bool
+
+
+def _pieces(wanted: Iterable[Tables]) -> Iterator[Piece[_Part]]:
+    for tables in wanted:
+        spans, number, shift = _spans(tables)
+        collected, done = _Collected(number, shift), 0
+        for nth, (offset, length) in enumerate(spans, 1):
+            yield Piece(_Part(tables, collected, done, nth == len(spans)), tables.image.file, offset, length)
+            done += length // tables.image.header.l2_entry_size
+
+
+def _spans(tables: Tables) -> tuple[list[tuple[int, int]], list[int], list[int]]:
+    """Return what to read in one go: tables that follow each other in the file together, large ones in parts.
 
     :return: offset and length in bytes of every piece of the file; for each table the number of its first entry among
         all that are read, and what to add to the number of one of its entries to have the guest cluster.
     """
+    header = tables.image.header
     size, per_table, entry_size = header.cluster_size, header.l2_entries, header.l2_entry_size
-    first_wanted, last_wanted = begin // size, -(-end // size)
+    first_wanted, last_wanted = tables.begin // size, -(-tables.end // size)
     spans: list[tuple[int, int]] = []
     number: list[int] = []
     shift: list[int] = []
     start = stop = total = 0
-    for index, offset in zip(l1_index.tolist(), l2_offset.tolist(), strict=True):
+    for index, offset in zip(tables.l1_index.tolist(), tables.l2_offset.tolist(), strict=True):
         first = max(index * per_table, first_wanted)
         count = min((index + 1) * per_table, last_wanted) - first
         place = offset + (first - index * per_table) * entry_size
@@ -142,10 +177,10 @@ def _spans(
         shift.append(first - total)
         total += count
         if place != stop:
-            spans += [(part, min(_CHUNK_BYTES, stop - part)) for part in range(start, stop, _CHUNK_BYTES)]
+            spans += [(part, min(PIECE_BYTES, stop - part)) for part in range(start, stop, PIECE_BYTES)]
             start = place
         stop = place + count * entry_size
-    spans += [(part, min(_CHUNK_BYTES, stop - part)) for part in range(start, stop, _CHUNK_BYTES)]
+    spans += [(part, min(PIECE_BYTES, stop - part)) for part in range(start, stop, PIECE_BYTES)]
     return spans, number, shift
 
 

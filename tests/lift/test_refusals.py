@@ -133,6 +133,14 @@ def test_encrypted_layers(encrypted, capsys, contents, verb):
     assert contents(encrypted) == before
 
 
+@pytest.mark.parametrize("verb", ["verify", "restore"])
+def test_an_encrypted_chain_has_no_lift_to_look_at_or_to_undo(encrypted, capsys, contents, verb):
+    before = contents(encrypted)
+    said = refused(capsys, verb, encrypted / "c.qcow2")
+    assert "is encrypted (LUKS)" in said or "is not lifted" in said
+    assert contents(encrypted) == before
+
+
 def test_a_layer_s_data_file_is_deleted_with_it(tmp_path, host_qemu, tool, same, reference):
     base, middle, other, image = (tmp_path / f"{name}.qcow2" for name in ("base", "middle", "other", "top"))
     write_image(base, virtual_size=4 << 20, clusters=[1], data=b"b" * 65536)

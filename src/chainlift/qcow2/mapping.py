@@ -13,7 +13,7 @@ import numpy as np
 
 from chainlift.errors import ImageError
 from chainlift.qcow2 import layout
-from chainlift.qcow2.ahead import PIECE_BYTES, Piece, ReadAhead
+from chainlift.qcow2.ahead import PIECE_BYTES, Piece, ReadAhead, divide
 from chainlift.qcow2.columns import Columns
 from chainlift.qcow2.layout import Kind
 from chainlift.qcow2.tables import split_compressed
@@ -59,8 +59,7 @@ class Entries:
     words: NDArray[np.uint64]
 
 
-@dataclass(frozen=True)
-class Tables:
+class Tables(NamedTuple):
     """L2 tables of an image that are wanted."""
 
     #: The caller's number for them.
@@ -125,6 +124,8 @@ class TableReader:
 class _Collected:
     """Entries that were found in some tables and not yet handed out."""
 
+    __slots__ = ("_number", "_shift", "count", "positions", "words")
+
     def __init__(self, number: list[int], shift: list[int]) -> None:
         self._number, self._shift = number, shift
         self.positions: list[NDArray[np.int64]] = []
@@ -177,10 +178,10 @@ def _spans(tables: Tables) -> tuple[list[tuple[int, int]], list[int], list[int]]
         shift.append(first - total)
         total += count
         if place != stop:
-            spans += [(part, min(PIECE_BYTES, stop - part)) for part in range(start, stop, PIECE_BYTES)]
+            spans += divide(start, stop)
             start = place
         stop = place + count * entry_size
-    spans += [(part, min(PIECE_BYTES, stop - part)) for part in range(start, stop, PIECE_BYTES)]
+    spans += divide(start, stop)
     return spans, number, shift
 
 

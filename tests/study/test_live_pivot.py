@@ -3,7 +3,7 @@ import csv
 import pytest
 
 from chainlift.errors import GuestError
-from chainlift.lift.live.pivot import Timings
+from chainlift.lift.live.steps import Timings
 from chainlift.report import write_report
 from chainlift.results.store import ResultDirectory
 from chainlift.study.live_pivot import Switch, figures, read_intervals

@@ -11,14 +11,12 @@ from chainlift.chain.linear import ExtentsFile
 from chainlift.chain.names import Reference, parse_name
 from chainlift.errors import InputError
 from chainlift.lift.manifest import NAME, Manifest
-from chainlift.lift.workspace import NEW_SUFFIX
+from chainlift.lift.workspace import NEW_SUFFIX, Workspace, read_lift
 from chainlift.qcow2.file import ImageFile
 from chainlift.qcow2.image import read_header
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
-
-    from chainlift.lift.workspace import Workspace
 
 _MAGIC = b"QFI\xfb"
 
@@ -67,6 +65,14 @@ def remove_unused(workspace: Workspace, manifest: Manifest, *, keep: Collection[
     if NAME not in keep and not stays:
         goes += [path for path in made if path.name == NAME]
     workspace.remove(goes)
+
+
+def remove_needless(image: Path) -> None:
+    """Remove what was made for an image that stands alone now."""
+    manifest = read_lift(image)
+    if manifest is not None:
+        with Workspace(image).hold() as workspace:
+            remove_unused(workspace, manifest, keep=[])
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

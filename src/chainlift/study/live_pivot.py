@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from chainlift.guest.interface import Guest
-    from chainlift.lift.live.pivot import Timings
+    from chainlift.lift.live.steps import Timings
     from chainlift.results.model import Test
     from chainlift.study.plan import Plan
 

@@ -1,6 +1,7 @@
 """chainlift killed before and after commands that change QEMU, and QEMU killed at the same places."""
 
 import os
+import shutil
 import signal
 import sys
 from contextlib import suppress
@@ -9,13 +10,21 @@ import pytest
 
 from chainlift.errors import ChainliftError, ImageError
 from chainlift.lift.lifting import prepare_index
+from chainlift.lift.live import closing
 from chainlift.lift.live.lifts import lift_live, restore_live
 from chainlift.lift.live.session import open_session
+from chainlift.lift.live.stream import stream_live
 from chainlift.qemu import monitor as qmp
 from chainlift.qemu.monitor import Monitor
 
 pytestmark = pytest.mark.integration
 CHANGING = ("blockdev-add", "blockdev-del", "blockdev-reopen", "change-backing-file", "x-blockdev-set-iothread")
+
+
+@pytest.fixture(autouse=True)
+def steps_of_one_layer(monkeypatch):
+    """The old chain is closed in steps of one layer, however fast QEMU is: always the same commands."""
+    monkeypatch.setattr(closing, "_STEP_S", 0.0)
 
 
 def everything(chain) -> bytes:
@@ -28,10 +37,15 @@ def read_all(client) -> bytes:
 
 def run(verb, daemon) -> None:
     with open_session(daemon.qmp) as session:
-        if verb == "index":
-            result = lift_live(session, prepare_index(session.image), qemu=None)
-        else:
+        if verb == "stream":
+            stream_live(session, qemu=None)
+            return
+        # As through libvirt: the image's header goes on naming the chain.
+        session.is_libvirts = verb == "index of libvirt's"
+        if verb == "restore":
             result = restore_live(session, clean=True)
+        else:
+            result = lift_live(session, prepare_index(session.image), qemu=None)
     assert result.left == []
 
 
@@ -40,7 +54,7 @@ def run_again(verb, daemon) -> None:
     try:
         run(verb, daemon)
     except ImageError as error:
-        assert "is not lifted" in str(error)
+        assert "is not lifted" in str(error) or (verb == "stream" and "has no backing file" in str(error))
 
 
 class Counter:
@@ -117,6 +131,42 @@ def chainlift_killed(make_chain, start_daemon, same_bytes, *, qemu: str, every: 
     return killed
 
 
+def killed_before_the_header_says_so(make_chain, start_daemon, same_bytes, *, verb: str, qemu: str, every: bool) -> int:
+    """Kill chainlift where the disk reads through an index that its header does not name; each time on a new chain."""
+    count = killed = 0
+    while True:
+        chain = make_chain(6, virtual_size=8 << 20)
+        daemon = start_daemon(chain.active, qemu=qemu)
+        if not count:
+            count = count_commands(verb, daemon)
+            left = (
+                points(count, every)
+                if every
+                else [(when, which) for which in (6, 7, 9) for when in ("before", "after")]
+            )
+        else:
+            run_and_die(verb, daemon, *left.pop(0))
+            killed += 1
+            same_bytes(chain.active, chain.files[-2])
+            with daemon.client() as client:
+                assert read_all(client) == everything(chain)
+            run_again(verb, daemon)
+            with daemon.client() as client:
+                assert read_all(client) == everything(chain)
+            same_bytes(chain.active, chain.files[-2])
+            if verb == "stream":
+                assert len(daemon.nodes()) == 2
+                assert not list(chain.directory.glob("*.lift"))
+            else:
+                run("restore", daemon)
+                with daemon.client() as client:
+                    assert read_all(client) == everything(chain)
+        daemon.process.kill()
+        shutil.rmtree(chain.directory)
+        if not left:
+            return killed
+
+
 def qemu_killed(make_chain, start_daemon, same_bytes, *, qemu: str, every: bool) -> int:
     chain = make_chain(6, virtual_size=8 << 20)
     daemon = start_daemon(chain.active, qemu=qemu)
@@ -153,6 +203,24 @@ def test_qemu_killed_leaves_an_image_that_reads_the_same(make_chain, start_daemo
     killed = qemu_killed(make_chain, start_daemon, same_bytes, qemu="host", every=False)
     sys.stdout.write(f"QEMU was killed at {killed} points\n")
     assert killed == 8
+
+
+@pytest.mark.parametrize("verb", ["stream", "index of libvirt's"])
+def test_chainlift_killed_while_the_header_names_the_old_chain(make_chain, start_daemon, same_bytes, verb):
+    killed = killed_before_the_header_says_so(make_chain, start_daemon, same_bytes, verb=verb, qemu="host", every=False)
+    assert killed == 6
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("qemu", ["host", "debian:trixie", "debian:trixie-backports"])
+@pytest.mark.parametrize("verb", ["stream", "index of libvirt's"])
+def test_chainlift_killed_at_every_command_while_the_header_names_the_old_chain(
+    make_chain, start_daemon, same_bytes, verb, qemu
+):
+    killed = killed_before_the_header_says_so(make_chain, start_daemon, same_bytes, verb=verb, qemu=qemu, every=True)
+    sys.stdout.write(f"{qemu}, {verb}: chainlift was killed at {killed} points\n")
+    assert killed > 20
 
 
 @pytest.mark.long

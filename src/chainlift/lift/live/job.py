@@ -20,12 +20,13 @@ from chainlift.lift.live.graph import read_edges
 from chainlift.qemu.monitor import Monitor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
-    from chainlift.lift.live.pivot import ActiveNode
     from chainlift.lift.live.qmp import Qmp
+    from chainlift.lift.live.steps import ActiveNode
 
 _POLL_S: Final = 0.25
+_DONE: Final = object()
 _ENDINGS: Final = ("BLOCK_JOB_COMPLETED", "BLOCK_JOB_CANCELLED")
 
 
@@ -37,10 +38,17 @@ class StreamJob:
         self._active = active
         self._id = f"{active.prefix}-stream"
 
-    def run(self, *, rate_bytes_per_s: int, progress: Callable[[int, int], None] | None) -> int:
+    def run(
+        self,
+        *,
+        rate_bytes_per_s: int,
+        progress: Callable[[int, int], None] | None,
+        meanwhile: Iterator[None] | None = None,
+    ) -> int:
         """Run it to its end; return the bytes it went through.
 
         :param rate_bytes_per_s: 0 for no limit.
+        :param meanwhile: work that is done, a step with each element, before the job is finished.
         :raise QemuError: if it fails or somebody cancels it.
         """
         limit = {"speed": rate_bytes_per_s} if rate_bytes_per_s else {}
@@ -48,11 +56,14 @@ class StreamJob:
         self._monitor.execute("block-stream", {**request, **limit})
         while (job := self._query()) is not None:
             if job["status"] == "pending":
+                for _ in meanwhile or ():
+                    pass
                 self._finish()
                 return int(job["total-progress"])
             if progress is not None:
                 progress(job["current-progress"], job["total-progress"])
-            time.sleep(_POLL_S)
+            if meanwhile is None or next(meanwhile, _DONE) is _DONE:
+                time.sleep(_POLL_S)
         raise QemuError(f"the block-stream job failed: {self._reason()}", path=self._active.image)
 
     def finish_left(self) -> bool:

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
     from chainlift.lift.lifting import Prepared
     from chainlift.lift.live.graph import BlockGraph
-    from chainlift.lift.live.pivot import Timings
     from chainlift.lift.live.session import LiveSession
+    from chainlift.lift.live.steps import Timings
     from chainlift.lift.manifest import Manifest
     from chainlift.qemu.binary import Qemu
 
@@ -216,11 +216,12 @@ def refuse_other_chain(session: LiveSession) -> None:
     graph = session.graph
     nodes = graph.backing_chain(session.disk.node)
 
+    # Under libvirt no header names an index, and a stream that was killed leaves one that none names.
     def lift_of(depth: int, path: Path) -> Pointer | None:
         opened = _opened_lift(graph, nodes[depth + 1] if depth + 1 < len(nodes) else None, path)
         return Pointer(name=backing_name(opened), format="qcow2") if opened and opened.suffix == ".vmdk" else None
 
-    layers = layers_under(session.image, read_pointer(session.image)[1], lift_of if session.is_libvirts else None)
+    layers = layers_under(session.image, read_pointer(session.image)[1], lift_of)
     chain = [(session.image, "qcow2"), *((layer.path, layer.format) for layer in layers)]
     guard.refuse_other_chain(graph, session.disk.node, chain, session.peer)
 

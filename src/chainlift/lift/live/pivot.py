@@ -13,9 +13,8 @@ loop for 0.05 s (7.2) to 0.9 s (11.1), and where the disk is served by an iothre
 (``qemu_mutex_unlock_impl: Operation not permitted``). Added with the old chain as its child right away, the node would
 make 7.2 die as well; hence the detour, and ``x-blockdev-set-iothread`` before it.
 
-*release*: the hold is moved down the old chain, one layer at a time, so that QEMU frees one at a time and serves
-requests in between; 18 ms at most instead of 0.9 s at 300 layers on 11.1. On QEMU before 9.0 with an iothread all go
-with the ``blockdev-del`` of the hold instead (0.06 s): there a reopen that frees a node is what must not be.
+*release*: the hold is moved down the old chain, a few layers at a time, so that QEMU frees few at a time and serves
+requests in between (:mod:`~chainlift.lift.live.closing`).
 
 A failure undoes what was done, last first; what is undone is read from QEMU and from the image's header, not
 remembered. After :attr:`State.PERSISTED` a failure to release is reported and changes nothing more: the disk is
@@ -25,18 +24,18 @@ switched, some nodes are left.
 from __future__ import annotations
 
 import os
-import time
-from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from chainlift.errors import OperationError, QemuCrashed, QemuError
-from chainlift.lift.live.graph import is_named, is_same_file, read_edges, read_graph
+from chainlift.lift.live.closing import closing
+from chainlift.lift.live.graph import is_same_file
+from chainlift.lift.live.steps import NODE_PREFIX, PAUSE_S, ActiveNode, Steps, Timings
 from chainlift.lift.live.target import node_options, pointed_file
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator
 
     from chainlift.lift.live.graph import BlockGraph
     from chainlift.lift.live.qmp import Qmp
@@ -44,10 +43,6 @@ if TYPE_CHECKING:
 
 #: AioContext locks went in 9.0; until then a node freed inside ``blockdev-reopen`` in an iothread ends QEMU.
 LOCKLESS: Final = (9, 0, 0)
-#: How the names of all nodes begin that we add.
-NODE_PREFIX: Final = "chainlift-"
-#: How long QEMU is left alone between two steps that each stop its main loop for a moment.
-PAUSE_S: Final = 0.005
 
 
 class State(Enum):
@@ -59,50 +54,6 @@ class State(Enum):
     PIVOTED = "the disk reads through the new node"
     PERSISTED = "the image's header names the new backing file"
     DONE = "the old chain is closed"
-
-
-@dataclass(frozen=True)
-class ActiveNode:
-    """The node whose backing is exchanged, and everything that ``blockdev-reopen`` must be told again."""
-
-    name: str
-    #: The topmost filter over it, or itself: what ``change-backing-file`` wants as its device.
-    root: str
-    image: Path
-    #: Options without ``backing``.
-    options: Mapping[str, Any]
-    direct: bool
-    no_flush: bool
-    iothread: str | None
-    #: Names the nodes that we add for this disk: ``chainlift-1a2b3c4d``.
-    prefix: str
-    #: QEMU's working directory.
-    directory: Path
-
-    @property
-    def hold(self) -> str:
-        """The name of the node that keeps the old chain open."""
-        return f"{self.prefix}-hold"
-
-    @property
-    def hold_null(self) -> str:
-        """The name of the empty node that the hold begins and ends on."""
-        return f"{self.prefix}-null"
-
-
-@dataclass
-class Timings:
-    """What each command took, as its caller saw it: for as long a client of the main loop may have waited."""
-
-    commands: list[tuple[str, float]] = field(default_factory=list)
-
-    def longest_s(self, *names: str) -> float:
-        """Return the longest of the commands of these names, of all where none is given."""
-        return max((seconds for name, seconds in self.commands if not names or name in names), default=0.0)
-
-    def total_s(self) -> float:
-        """Return the sum of all."""
-        return sum(seconds for _, seconds in self.commands)
 
 
 class Pivot:
@@ -125,17 +76,20 @@ class Pivot:
         after: Callable[[State], None] | None = None,
     ) -> None:
         self.state = State.START
-        self.timings = Timings()
         #: Nodes that could not be removed at the end.
         self.left: list[str] = []
-        self._monitor = monitor
         self._active = active
         self._read_pointer = read_pointer
-        self._pause_s = pause_s
+        self._steps = Steps(monitor, active, pause_s=pause_s)
         self._after = after
         self._frees_in_reopen = version >= LOCKLESS or active.iothread is None
         self._old: str | None = None
         self._new: list[str] = []
+
+    @property
+    def timings(self) -> Timings:
+        """What each command took."""
+        return self._steps.timings
 
     def run(self, target: Target, *, persist: bool = True, name_layers: bool = False, release: bool = True) -> None:
         """Switch the disk to ``target``.
@@ -148,7 +102,7 @@ class Pivot:
         :raise QemuCrashed: if QEMU ended; the image on disk is as it was before or after the switch.
         """
         before = self._read_pointer(self._active.image)
-        graph = self._read_edges()
+        graph = self._steps.read_edges()
         self._old = graph.child(self._active.name, "backing")
         try:
             if self._old is not None:
@@ -172,13 +126,21 @@ class Pivot:
 
     def release(self) -> None:
         """Close the old chain, gently. A failure is in :attr:`left`, not raised: the disk is switched."""
+        for _ in self.releasing():
+            pass
+
+    def releasing(self) -> Iterator[None]:
+        """Do what :meth:`release` does, a step with each element that is asked for.
+
+        Once the first is there, a run that is killed will be continued and not undone.
+        """
         try:
             if self._old is not None:
-                self._release(self._old)
+                yield from closing(self._steps, self._old, bit_by_bit=self._frees_in_reopen)
         except QemuCrashed:
             raise
         except QemuError as error:
-            self.left = [str(error), *self._ours(self._read_edges())]
+            self.left = [str(error), *self._ours(self._steps.read_edges())]
         else:
             self._reached(State.DONE)
 
@@ -193,19 +155,15 @@ class Pivot:
 
     def _hold(self, old: str) -> None:
         active = self._active
-        self._execute(
+        self._steps.execute(
             "blockdev-add", {"driver": "null-co", "node-name": active.hold_null, "size": 0, "read-only": True}
         )
         raw = {"driver": "raw", "node-name": active.hold, "read-only": True}
-        self._execute("blockdev-add", {**raw, "file": active.hold_null})
+        self._steps.execute("blockdev-add", {**raw, "file": active.hold_null})
         if active.iothread is not None:
             arguments = {"node-name": active.hold, "iothread": active.iothread}
-            self._execute("x-blockdev-set-iothread", arguments)
-        self._move_hold(old)
-
-    def _move_hold(self, onto: str) -> None:
-        raw = {"driver": "raw", "node-name": self._active.hold, "read-only": True, "file": onto}
-        self._execute("blockdev-reopen", {"options": [raw]})
+            self._steps.execute("x-blockdev-set-iothread", arguments)
+        self._steps.move_hold(old)
 
     def _add(self, target: Target, graph: BlockGraph, *, name_layers: bool) -> None:
         active = self._active
@@ -218,12 +176,12 @@ class Pivot:
             more = {"backing": below} if name_layers else {}
             self._new.append(name)
             node = node_options(options, name, direct=active.direct, no_flush=active.no_flush)
-            self._execute("blockdev-add", {**node, **more})
+            self._steps.execute("blockdev-add", {**node, **more})
             below = name
-            self._breathe()
+            self._steps.breathe()
 
     def _reopen(self, backing: str) -> None:
-        self._execute("blockdev-reopen", {"options": [{**self._active.options, "backing": backing}]})
+        self._steps.execute("blockdev-reopen", {"options": [{**self._active.options, "backing": backing}]})
 
     def _sync(self) -> None:
         """Write the image's dirty pages back.
@@ -239,55 +197,17 @@ class Pivot:
     def _persist(self, pointer: str) -> None:
         active = self._active
         arguments = {"device": active.root, "image-node-name": active.name, "backing-file": pointer}
-        self._execute("change-backing-file", arguments)
+        self._steps.execute("change-backing-file", arguments)
         self._sync()  # QEMU writes the header and does not flush it
         if self._read_pointer(active.image) != pointer:
             raise QemuError("change-backing-file did not change the header", path=active.image)
-
-    def _release(self, old: str) -> None:
-        graph = self._read_edges()
-        chain = graph.backing_chain(old)
-        gone = {self._active.hold}
-        layers = iter(zip(chain, [*chain[1:], self._active.hold_null], strict=True))
-        if self._frees_in_reopen:
-            for layer, below in layers:
-                if not _only_held_by(graph, layer, gone):
-                    break  # another disk, a job or an export needs it, and with it all that is below
-                self._move_hold(below)
-                self._close_layer(graph, layer, gone)
-                self._breathe()
-        self._delete(self._active.hold)
-        self._delete(self._active.hold_null)
-        for layer, _ in layers:
-            self._close_layer(graph, layer, gone)
-
-    def _close_layer(self, graph: BlockGraph, top: str, gone: set[str]) -> None:
-        """Delete the nodes of one layer that have names, as far as nobody else uses them; others go by themselves."""
-        for node in graph.layer_nodes(top):
-            if _only_held_by(graph, node, gone):
-                if is_named(node):
-                    self._delete_named(node)
-                gone.add(node)
-
-    def _delete_named(self, node: str) -> None:
-        """Delete a node that has a name, unless it went with its parent, in whose options it was named.
-
-        QMP does not tell which nodes are the monitor's own, so it is tried.
-        """
-        try:
-            self._delete(node)
-        except QemuCrashed:
-            raise
-        except QemuError:
-            if node in self._read_edges().names:
-                raise
 
     def _undo(self, pointer: str | None, cause: BaseException | None) -> None:
         active = self._active
         try:
             if pointer is not None and self._read_pointer(active.image) != pointer:
                 self._persist(pointer)
-            graph = self._read_edges()
+            graph = self._steps.read_edges()
             held = graph.child(active.hold, "file")
             if held is not None and held != active.hold_null and graph.child(active.name, "backing") != held:
                 self._reopen(held)
@@ -303,37 +223,19 @@ class Pivot:
             ) from cause
         self.state = State.START
 
-    def _read_edges(self) -> BlockGraph:
-        return read_edges(self._monitor, self._active.directory)
-
     def _remove_ours(self) -> None:
         """Delete the nodes that we have added for this disk and that it does not use."""
-        graph = self._read_edges()
+        graph = self._steps.read_edges()
         used = set(graph.subtree(self._active.root))
         for name in self._ours(graph):
             if name not in used:
-                self._delete(name)
+                self._steps.delete(name)
 
     def _ours(self, graph: BlockGraph) -> list[str]:
         """Return the nodes of this disk that are ours, parents first."""
         ours = [name for name in graph.names if name.startswith(self._active.prefix + "-")]
         ours.sort(key=lambda name: len(graph.subtree(name)), reverse=True)
         return ours
-
-    def _delete(self, node: str) -> None:
-        self._execute("blockdev-del", {"node-name": node})
-
-    def _breathe(self) -> None:
-        """Leave QEMU alone as long as the last command took: a drained export reads its next request only then."""
-        if self._pause_s:
-            time.sleep(max(self._pause_s, self.timings.commands[-1][1]))
-
-    def _execute(self, command: str, arguments: Mapping[str, object]) -> None:
-        began = time.perf_counter()
-        try:
-            self._monitor.execute(command, arguments)
-        finally:
-            self.timings.commands.append((command, time.perf_counter() - began))
 
     def _reached(self, state: State) -> None:
         self.state = state
@@ -349,7 +251,7 @@ class Pivot:
         :raise OperationError: if that does not work.
         """
         active = self._active
-        graph = self._read_edges()
+        graph = self._steps.read_edges()
         if not any(name in graph.names for name in (active.hold, active.hold_null)):
             used = set(graph.subtree(active.root))
             stray = not used.issuperset(self._ours(graph))
@@ -362,13 +264,14 @@ class Pivot:
         named = pointed_file(active.image, self._read_pointer(active.image))
         if named is None or backing is None:
             raise OperationError("a killed run has left this disk half switched", path=active.image)
-        graph = read_graph(self._monitor, active.directory)
-        if _opens(graph, backing, named):
-            self._release(self._hold_again(graph, held))
-            self._remove_ours()
-        else:
-            # The header names what is held, or neither, as under libvirt when an index replaces an index.
+        if _opens(self._steps.read_graph(), held, named):
             self._undo(None, None)
+        else:
+            # Layers of the old chain are closed already: the hold is further down, and no way back.
+            old = self._hold_again(graph, held)
+            for _ in closing(self._steps, old, bit_by_bit=self._frees_in_reopen):
+                pass
+            self._remove_ours()
         return True
 
     def _hold_again(self, graph: BlockGraph, held: str) -> str:
@@ -376,13 +279,9 @@ class Pivot:
         above = [edge.parent for edge in graph.parents(held) if edge.role == "backing"]
         for name in above:
             if isinstance(name, str) and name.startswith(NODE_PREFIX) and not graph.parents(name):
-                self._move_hold(name)
+                self._steps.move_hold(name)
                 return name
         return held
-
-
-def _only_held_by(graph: BlockGraph, node: str, gone: set[str]) -> bool:
-    return all(edge.parent in gone for edge in graph.parents(node))
 
 
 def _opens(graph: BlockGraph, node: str, path: Path) -> bool:

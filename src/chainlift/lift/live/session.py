@@ -16,7 +16,9 @@ from chainlift.lift.live.disks import LiveDisk, choose_disk, list_disks, list_io
 from chainlift.lift.live.job import StreamJob
 from chainlift.lift.live.libvirt import WARNING, Domain, VirshMonitor, find_domain
 from chainlift.lift.live.peer import Peer, find_peer
-from chainlift.lift.live.pivot import NODE_PREFIX, PAUSE_S, ActiveNode, Pivot, State
+from chainlift.lift.live.pivot import Pivot, State
+from chainlift.lift.live.steps import NODE_PREFIX, PAUSE_S, ActiveNode
+from chainlift.lift.users import remove_needless
 from chainlift.qcow2.header import parse_header
 from chainlift.qemu.monitor import Monitor
 
@@ -133,6 +135,8 @@ def open_session(
         if session.pivot().recover() or left:
             session.warnings.append("finished what a killed run had left in this QEMU")
             session.refresh()
+            if read_pointer(session.image) is None:
+                remove_needless(session.image)
         session.check()
         yield session
 

@@ -7,6 +7,7 @@ QEMU's own hand, nothing. A VM that is killed meanwhile comes back on the old ch
 from __future__ import annotations
 
 import time
+from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,15 +15,16 @@ from chainlift.errors import QemuError
 from chainlift.lift.live.compare import compare_sample
 from chainlift.lift.live.job import StreamJob
 from chainlift.lift.live.lifts import prepare_live_index, refuse_other_chain
-from chainlift.lift.live.pivot import Timings
+from chainlift.lift.live.pivot import LOCKLESS
+from chainlift.lift.live.session import read_pointer
+from chainlift.lift.live.steps import Timings
 from chainlift.lift.live.target import backing_target
 from chainlift.lift.restore import refuse_if_used
 from chainlift.lift.source import find_source
-from chainlift.lift.users import remove_unused
-from chainlift.lift.workspace import Workspace
+from chainlift.lift.users import remove_needless
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from chainlift.lift.live.session import LiveSession
     from chainlift.qemu.binary import Qemu
@@ -60,13 +62,14 @@ def stream_live(
     """
     began = time.monotonic()
     refuse_other_chain(session)
+    if read_pointer(session.image) is None:
+        remove_needless(session.image)  # of a run that was killed at its very end
     source = find_source(session.image)
     if source.manifest is not None and source.current.name != source.original.name:
         refuse_if_used(session.image, source.manifest)
         done, job_s = _stream(session, rate_bytes_per_s, progress)
         _tidy(session)
-        with Workspace(session.image).hold() as workspace:
-            remove_unused(workspace, source.manifest, keep=[])
+        remove_needless(session.image)
         return StreamResult(done, job_s, time.monotonic() - began, Timings())
     with prepare_live_index(session) as prepared:
         pivot = session.pivot()
@@ -77,10 +80,16 @@ def stream_live(
             session.refresh()
             session.check()
             refuse_other_chain(session)
-            pivot.run(target, persist=False)
+            pivot.run(target, persist=False, release=False)
+            # The layers can be closed while the job runs, but for a QEMU whose nodes have locks of their own.
+            releasing = pivot.releasing()
+            next(releasing, None)
+            if session.version < LOCKLESS:
+                deque(releasing, maxlen=0)
             try:
-                done, job_s = _stream(session, rate_bytes_per_s, progress)
+                done, job_s = _stream(session, rate_bytes_per_s, progress, releasing)
             except QemuError:
+                deque(releasing, maxlen=0)
                 session.refresh()
                 session.pivot().run(backing_target(session.image, source.current.name, source.current.format))
                 raise
@@ -88,7 +97,8 @@ def stream_live(
         finally:
             # The header never named the index: whatever happened, its files are of no use to the next open.
             prepared.discard()
-        return StreamResult(done, job_s, time.monotonic() - began, pivot.timings)
+    remove_needless(session.image)  # of a run that was killed, or of a lift that was restored and kept
+    return StreamResult(done, job_s, time.monotonic() - began, pivot.timings)
 
 
 def _tidy(session: LiveSession) -> None:
@@ -98,7 +108,10 @@ def _tidy(session: LiveSession) -> None:
 
 
 def _stream(
-    session: LiveSession, rate_bytes_per_s: int, progress: Callable[[int, int], None] | None
+    session: LiveSession,
+    rate_bytes_per_s: int,
+    progress: Callable[[int, int], None] | None,
+    meanwhile: Iterator[None] | None = None,
 ) -> tuple[int, float]:
     """Run QEMU's job to its end; return the bytes it went through and the seconds it took.
 
@@ -106,4 +119,5 @@ def _stream(
     """
     began = time.monotonic()
     job = StreamJob(session.monitor, session.active())
-    return job.run(rate_bytes_per_s=rate_bytes_per_s, progress=progress), time.monotonic() - began
+    done = job.run(rate_bytes_per_s=rate_bytes_per_s, progress=progress, meanwhile=meanwhile)
+    return done, time.monotonic() - began

@@ -5,10 +5,12 @@ import re
 import shutil
 import subprocess
 
+import numpy as np
 import pytest
 from tests.lift.chains import make_chain
 
 from chainlift.chain import open_chain
+from chainlift.chain.summary import summarize
 from chainlift.cli.main import main
 from chainlift.errors import ImageError
 from chainlift.lift.lifting import lift_index
@@ -117,6 +119,24 @@ def test_a_copy_budget_leaves_fewer_extents(tmp_path, host_qemu, same, reference
     assert sorted(path.name for path in lift_directory(image).iterdir()) == [
         "index-2.table", "index-2.vmdk", "manifest.json",
     ]  # fmt: skip
+
+
+def test_an_index_with_tables_in_a_row_is_read_back(tmp_path, host_qemu, same, reference):
+    # The tables are more than is read at a time, and lie in one extent of many.
+    places = np.arange(0, 40 * 8192, 8192)
+    write_image(tmp_path / "base.qcow2", virtual_size=20 << 30, clusters=places, data=lambda _: b"b" * 65536)
+    write_image(tmp_path / "middle.qcow2", virtual_size=20 << 30, clusters=places[::2] + 1, data=lambda _: b"m" * 65536,
+                backing_file="base.qcow2", backing_format="qcow2")  # fmt: skip
+    image = tmp_path / "top.qcow2"
+    write_image(image, virtual_size=20 << 30, backing_file="middle.qcow2", backing_format="qcow2")
+    with open_chain(image) as chain:
+        before = [chain.read(int(place) * 65536, 131072) for place in places]
+    lift_index(image, host_qemu)
+    with open_chain(image) as chain:
+        assert [chain.read(int(place) * 65536, 131072) for place in places] == before
+        summary = summarize(chain)
+    assert sum(layer.visible_bytes for layer in summary.layers) == 60 * 65536
+    assert verify_lift(image, content=False)[1] == []
 
 
 def test_an_index_of_many_extents_says_what_it_takes_to_have_few(tmp_path, capsys):

@@ -122,6 +122,14 @@ class ExtentsFile(ImageFile):
         buffer[: len(data)] = data
         return len(data)
 
+    def place(self, offset: int, length: int) -> tuple[int, int] | None:
+        """Return where a span of bytes lies, if that is in one extent's file."""
+        index = bisect_right(self.starts, offset) - 1
+        within, extent, file = offset - self.starts[index], self.extents[index], self.file(index)
+        if within + length > extent.length or extent.offset + within + length > file.size:
+            return None
+        return file.place(extent.offset + within, length)
+
     def refresh_size(self) -> int:
         """Return the size: it is the descriptor's, whatever the files do."""
         return self.size

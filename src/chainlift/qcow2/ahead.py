@@ -125,14 +125,16 @@ class _Helper:
     def start(self, piece: Piece[_T], buffer: _Buffer) -> bool:
         """Have a piece read into a buffer; False where it cannot be."""
         try:
-            # One of its own: the file's may be given up for another file's at any time.
-            descriptor = piece.file.duplicate_descriptor()
+            # A descriptor of its own: the file's may be given up for another file's at any time.
+            place = piece.file.place(piece.offset, piece.length)
         except ImageError:
+            place = None  # to be said when its turn comes
+        if place is None:
             return False
         if self._thread is None:
             self._thread = Thread(target=self._serve, name="chainlift-read-ahead", daemon=True)
             self._thread.start()
-        self._jobs.put((descriptor, buffer.bytes[: piece.length], piece.offset))
+        self._jobs.put((place[0], buffer.bytes[: piece.length], place[1]))
         return True
 
     def finish(self, piece: Piece[_T]) -> int:

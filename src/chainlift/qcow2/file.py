@@ -93,15 +93,17 @@ class ImageFile:
         except (OSError, OverflowError) as error:
             raise reading_failed(self.path, offset, error) from error
 
-    def duplicate_descriptor(self) -> int:
-        """Return a descriptor of the file that is the caller's to close.
+    def place(self, offset: int, length: int) -> tuple[int, int] | None:  # noqa: ARG002
+        """Return where a span of bytes lies: a descriptor, which is the caller's to close, and the offset in it.
 
-        :raise ImageError: if there cannot be one.
+        :return: None where there cannot be a descriptor more, or the span lies in no one file.
+        :raise ImageError: if the file cannot be opened.
         """
+        descriptor = self._descriptor()
         try:
-            return os.dup(self._descriptor())
-        except OSError as error:
-            raise _cannot_open(self.path, error) from error
+            return os.dup(descriptor), offset
+        except OSError:
+            return None
 
     def refresh_size(self) -> int:
         """Look at the file's size again: an image that is in use grows."""

@@ -262,12 +262,11 @@ class Pivot:
             self._remove_ours()
             return True
         named = pointed_file(active.image, self._read_pointer(active.image))
-        if named is None or backing is None:
-            raise OperationError("a killed run has left this disk half switched", path=active.image)
-        if _opens(self._steps.read_graph(), held, named):
+        if named is not None and _opens(self._steps.read_graph(), held, named):
             self._undo(None, None)
         else:
-            # Layers of the old chain are closed already: the hold is further down, and no way back.
+            # The header names what the disk reads through, or nothing; or layers of the old chain are closed already,
+            # and the hold is further down and no way back.
             old = self._hold_again(graph, held)
             for _ in closing(self._steps, old, bit_by_bit=self._frees_in_reopen):
                 pass

@@ -46,6 +46,11 @@ class Event:
     timestamp_s: float
 
 
+def merge_arguments(arguments: Mapping[str, object] | None, keywords: Mapping[str, object]) -> dict[str, object]:
+    """Return a command's arguments: those that are named as QMP spells them, and those with ``_`` for ``-``."""
+    return {**(arguments or {}), **{name.replace("_", "-"): value for name, value in keywords.items()}}
+
+
 class Client(QMPClient):
     """The library's client, for long lines: the description of a chain of 1,000 layers takes megabytes."""
 
@@ -94,7 +99,7 @@ class Connection:
         :raise QemuError: if QEMU refuses (its words) or does not answer in time (what it did is then unknown).
         :raise QemuCrashed: if QEMU ended before it answered.
         """
-        merged = {**(arguments or {}), **{name.replace("_", "-"): value for name, value in keywords.items()}}
+        merged = merge_arguments(arguments, keywords)
         try:
             return self._call(self._client.execute(command, merged or None), timeout_s)
         except ExecuteError as error:

@@ -47,7 +47,7 @@ def describe_environment(
         qemus=[
             QemuFacts(
                 label=qemu.label,
-                binary=str(qemu.system or qemu.img),
+                binary=_at_home(qemu.system or qemu.img),
                 version=qemu.version_text,
                 source=qemu.source,
                 accelerator=chosen.name,
@@ -59,6 +59,12 @@ def describe_environment(
         files=list(files),
         limits=list(limits),
     )
+
+
+def _at_home(path: Path | None) -> str:
+    """Return a path's name without whose home it is in: results are shown to others."""
+    home = Path.home()
+    return f"~/{path.relative_to(home)}" if path is not None and path.is_relative_to(home) else str(path)
 
 
 def require_same_machine(earlier: Environment, now: Environment, path: Path) -> None:

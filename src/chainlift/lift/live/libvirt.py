@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from chainlift.errors import InputError, MissingToolError, QemuError
 from chainlift.lift.live.peer import Peer, look_at
+from chainlift.qemu.monitor import merge_arguments
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -86,7 +87,7 @@ class VirshMonitor:
 
         :raise QemuError: if QEMU or libvirt refuses, or does not answer in time (what it did is then unknown).
         """
-        merged = {**(arguments or {}), **{name.replace("_", "-"): value for name, value in keywords.items()}}
+        merged = merge_arguments(arguments, keywords)
         request = json.dumps({"execute": command, **({"arguments": merged} if merged else {})})
         line = f"qemu-monitor-command {_quoted(self._domain.name)} --cmd {_quoted(request)}\n"
         stdin = self._virsh.stdin

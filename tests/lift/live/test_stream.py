@@ -2,7 +2,7 @@ import time
 
 import pytest
 
-from chainlift.errors import QemuError
+from chainlift.errors import InputError, QemuCrashed, QemuError
 from chainlift.lift.live.session import open_session, read_pointer
 from chainlift.lift.live.stream import stream_live
 from chainlift.qemu.binary import find_qemu
@@ -72,5 +72,27 @@ def test_a_job_that_is_cancelled_leaves_the_disk_on_its_chain(make_chain, start_
     assert len(daemon.nodes()) == 26
     assert not (chain.directory / "active.qcow2.lift").exists()
     same_bytes(chain.active, chain.files[-2])
+    with daemon.client() as client:
+        assert read_all(client) == everything(chain)
+
+
+@pytest.mark.parametrize("qemu", ["debian:trixie", "debian:trixie-backports"])
+def test_where_an_export_in_an_iothread_would_end_qemu_a_stream_is_refused(make_chain, start_daemon, qemu):
+    try:
+        find_qemu(qemu, need=("storage-daemon",))
+    except InputError as error:
+        pytest.skip(f"no QEMU {qemu} here: {error}")
+    chain = make_chain(4)
+    iothread = ("--object", "iothread,id=io0")
+    daemon = start_daemon(chain.active, qemu=qemu, export=",iothread=io0", extra=iothread)
+    before = daemon.nodes()
+    with open_session(daemon.qmp) as session, pytest.raises(InputError, match=r"dies of block-stream.*fixed-iothread"):
+        stream_live(session, qemu=None)
+    assert daemon.nodes() == before
+    with pytest.raises(QemuCrashed, match="bdrv_insert_node"):
+        daemon.monitor.execute("block-stream", {"job-id": "job0", "device": "disk0"})
+    daemon = start_daemon(chain.active, qemu=qemu, export=",iothread=io0,fixed-iothread=on", extra=iothread)
+    with open_session(daemon.qmp) as session:
+        stream_live(session, qemu=None)
     with daemon.client() as client:
         assert read_all(client) == everything(chain)

@@ -2,6 +2,7 @@
 
 import itertools
 import random
+import shutil
 import struct
 import sys
 import threading
@@ -14,6 +15,7 @@ from chainlift.errors import ChainliftError, InputError
 from chainlift.lift.lifting import prepare_index, prepare_squash
 from chainlift.lift.live.lifts import lift_live, restore_live
 from chainlift.lift.live.session import open_session
+from chainlift.lift.live.stream import stream_live
 from chainlift.qcow2.writer import write_image
 from chainlift.qemu.binary import find_qemu
 
@@ -192,3 +194,31 @@ def test_requests_survive_two_hundred_pivots(make_chain, start_daemon, same_byte
     _, sizes = torture(make_chain, start_daemon, same_bytes, qemu=qemu, length=60, pivots=200)
     early = sizes[len(sizes) // 4][2]
     assert sizes[-1][2] < early * 1.25 + (sizes[-1][3] << 20)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize(
+    ("qemu", "iothread"),
+    [("host", False), *itertools.product(["debian:trixie", "debian:trixie-backports"], [False, True])],
+)
+def test_requests_survive_streams_beside_which_the_layers_are_closed(
+    make_chain, start_daemon, tmp_path, qemu, iothread
+):
+    extra = ("--object", "iothread,id=io0") if iothread else ()
+    for number in range(5):
+        chain = make_chain(60, virtual_size=256 << 20, directory=tmp_path / f"chain{number}")
+        export = ",iothread=io0,fixed-iothread=on" if iothread else ""
+        daemon = start_daemon(chain.active, qemu=qemu, export=export, extra=extra)
+        with Torture(daemon, chain, find_qemu(qemu)) as run:
+            with open_session(daemon.qmp) as session:
+                stream_live(session, qemu=None)
+            run.alive()
+            time.sleep(0.2)
+        run.alive()
+        assert len(daemon.nodes()) == 2
+        stall_s = max(client.longest_s for client in run.clients)
+        requests = sum(client.requests for client in run.clients)
+        sys.stdout.write(f"{qemu}: {requests} verified requests, the longest took {stall_s * 1e3:.0f} ms\n")
+        daemon.process.kill()
+        shutil.rmtree(chain.directory)

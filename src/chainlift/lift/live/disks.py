@@ -37,6 +37,9 @@ class LiveDisk:
     iothread_is_known: bool = True
     #: Whether an export (NBD, vhost-user-blk, FUSE) uses it.
     is_exported: bool = False
+    #: Whether a user keeps it in its iothread: a device, or an export with ``fixed-iothread``. QEMU may move another
+    #: export's disk to the main loop and back.
+    is_pinned: bool = False
 
     def __str__(self) -> str:
         used = f" of {', '.join(self.users)}" if self.users else ""
@@ -52,6 +55,7 @@ def list_disks(monitor: Qmp, graph: BlockGraph, peer: Peer) -> list[LiveDisk]:
     """
     names: dict[str, list[str]] = {}
     threads: dict[str, str] = {}
+    pinned: set[str] = set()
     # The graph names a device's drive (-drive id=), its id or its QOM path. Not query-block: it describes all of the
     # chain under each device, and that takes as long as it takes.
     devices = _devices(monitor)
@@ -63,6 +67,7 @@ def list_disks(monitor: Qmp, graph: BlockGraph, peer: Peer) -> list[LiveDisk]:
         thread = _iothread(monitor, qdev) if qdev else None
         if thread is not None:
             threads[root] = thread
+            pinned.add(root)
     unknown: set[str] = set()
     exports: set[str] = set()
     for export in monitor.execute("query-block-exports"):
@@ -74,6 +79,8 @@ def list_disks(monitor: Qmp, graph: BlockGraph, peer: Peer) -> list[LiveDisk]:
             unknown.add(exported)
         elif isinstance(served := options.get("iothread"), str):
             threads[exported] = served
+            if options.get("fixed-iothread") in ("on", True):
+                pinned.add(exported)
     roots = {node for user, node in graph.users() if user.kind == "block-backend"} | names.keys()
     disks = []
     for root in sorted(roots & graph.names):
@@ -90,6 +97,7 @@ def list_disks(monitor: Qmp, graph: BlockGraph, peer: Peer) -> list[LiveDisk]:
                 iothread=threads.get(root),
                 iothread_is_known=root in threads or root not in unknown,
                 is_exported=root in exports,
+                is_pinned=root in pinned,
             )
         )
     return disks

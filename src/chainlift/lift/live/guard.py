@@ -137,6 +137,23 @@ def refuse_iothread(disk: LiveDisk, version: tuple[int, int, int], iothreads: Se
         )
 
 
+def refuse_stream(disk: LiveDisk, version: tuple[int, int, int], iothreads: Sequence[str]) -> None:
+    """Refuse a ``block-stream`` of which QEMU would die, whether we or anybody else asks for it.
+
+    The job puts a filter over the node, and to open it QEMU since 9.0 moves the node to the main loop if it may, which
+    is where only an export in an iothread uses it. ``bdrv_insert_node()`` in block.c then ends 10.0 and 11.1 with
+    ``Assertion `bdrv_get_aio_context(bs) == ctx' failed``.
+
+    :raise InputError: saying what to do.
+    """
+    may_be_in_one = bool(iothreads) and (disk.iothread is not None or not disk.iothread_is_known)
+    if version >= LOCKLESS and disk.is_exported and may_be_in_one and not disk.is_pinned:
+        raise InputError(
+            f"QEMU {'.'.join(map(str, version))} dies of block-stream where an export's iothread alone serves the disk",
+            hint="export it with fixed-iothread=on, or without iothread",
+        )
+
+
 def refuse_other_chain(graph: BlockGraph, top: str, layers: Sequence[tuple[Path, str]], peer: Peer) -> None:
     """Refuse a chain that is not the same in QEMU and on disk, compared node by node and by the files' identity.
 

@@ -101,6 +101,13 @@ class LiveSession:
         guard.refuse_iothread(self.disk, self.version, list_iothreads(self.monitor))
         guard.refuse_unknown_process(self.peer, self.image)
 
+    def check_stream(self) -> None:
+        """Refuse a ``block-stream`` of which QEMU would die.
+
+        :raise InputError: with the reason.
+        """
+        guard.refuse_stream(self.disk, self.version, list_iothreads(self.monitor))
+
 
 @contextmanager
 def open_session(

@@ -61,6 +61,7 @@ def stream_live(
     :raise QemuError: if a step or the job failed; the disk is where it was.
     """
     began = time.monotonic()
+    session.check_stream()
     refuse_other_chain(session)
     if read_pointer(session.image) is None:
         remove_needless(session.image)  # of a run that was killed at its very end

@@ -13,6 +13,7 @@ from chainlift.chain import open_chain
 from chainlift.chain.summary import summarize
 from chainlift.cli.main import main
 from chainlift.errors import ImageError
+from chainlift.host.process import run_tool
 from chainlift.lift.lifting import lift_index
 from chainlift.lift.restore import restore_lift
 from chainlift.lift.verify import verify_lift
@@ -137,6 +138,21 @@ def test_an_index_with_tables_in_a_row_is_read_back(tmp_path, host_qemu, same, r
         summary = summarize(chain)
     assert sum(layer.visible_bytes for layer in summary.layers) == 60 * 65536
     assert verify_lift(image, content=False)[1] == []
+
+
+def test_an_index_is_read_through_io_uring(tmp_path, host_qemu):
+    # QEMU 7.2 hangs in a read past a file's end there: of the descriptor, were it not as long as some sectors.
+    image = plain_chain(tmp_path / "c", length=3)
+
+    def read(name):
+        return run_tool(["qemu-io", "-r", "-i", "io_uring", "-f", "qcow2", "-c", "read 0 64k", name], timeout_s=20,
+                        check=False)  # fmt: skip
+
+    if read(image).returncode:
+        pytest.skip("no io_uring here")
+    lift_index(image, host_qemu)
+    for _ in range(8):
+        assert read(image).returncode == 0
 
 
 def test_an_index_of_many_extents_says_what_it_takes_to_have_few(tmp_path, capsys):

@@ -238,13 +238,14 @@ def main() -> None:
             runs.append(bench.pivot(None if budget is None else budget << 20))
             sys.stdout.write(json.dumps(runs[-1]) + "\n")
             sys.stdout.flush()
-        streamed = bench.stream() if arguments.stream else {}
+        streams = [bench.stream() for _ in range(arguments.repeats)] if arguments.stream else []
     sys.stdout.write(f"\n{bench.qemu.version_text}, length {arguments.length}: median (most)\n")
     for name in runs[0]:
         values = [run[name] for run in runs]
         sys.stdout.write(f"  {name:<30} {statistics.median(values):14.3f} ({max(values):.3f})\n")
-    for name, value in streamed.items():
-        sys.stdout.write(f"  {name:<30} {value:14.3f}\n")
+    for name in streams[0] if streams else ():
+        values = [stream[name] for stream in streams]
+        sys.stdout.write(f"  {name:<40} {statistics.median(values):14.3f} ({max(values):.3f})\n")
 
 
 if __name__ == "__main__":

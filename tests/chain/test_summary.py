@@ -3,6 +3,7 @@
 import subprocess
 
 import pytest
+from tests.luks import SECRET, create_encrypted
 
 from chainlift import open_chain
 from chainlift.chain.summary import summarize
@@ -126,15 +127,12 @@ def test_internal_snapshots_and_bitmaps_are_listed(tmp_path, qemu_img):
 @pytest.mark.integration
 def test_an_encrypted_image_shows_its_metadata_and_not_its_content(tmp_path, qemu_img):
     path = tmp_path / "image"
-    qemu_img(
-        "create", "-q", "-f", "qcow2", "--object", "secret,id=key,data=secret", "-o",
-        "encrypt.format=luks,encrypt.key-secret=key,encrypt.iter-time=10", path, MIB,
-    )  # fmt: skip
+    create_encrypted(path)
     assert ("note", "encrypted: only its metadata is read here", (0,)) in what(summary_of(path))
     write_image(tmp_path / "plain", virtual_size=MIB)
     subprocess.run(
-        ["qemu-io", "--object", "secret,id=key,data=secret", "--image-opts", "-c", "write 0 64k",
-         f"driver=qcow2,encrypt.key-secret=key,file.filename={path}"],
+        ["qemu-io", "--object", SECRET, "--image-opts", "-c", "write 0 64k",
+         f"driver=qcow2,encrypt.key-secret=key0,file.filename={path}"],
         check=True, capture_output=True,
     )  # fmt: skip
     with open_chain(path) as chain, pytest.raises(Exception, match=r"is encrypted \(LUKS\)"):

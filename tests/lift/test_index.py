@@ -8,6 +8,7 @@ import subprocess
 import numpy as np
 import pytest
 from tests.lift.chains import make_chain
+from tests.luks import create_encrypted
 
 from chainlift.chain import open_chain
 from chainlift.chain.summary import summarize
@@ -209,10 +210,7 @@ def test_a_name_that_a_descriptor_cannot_carry_is_refused_and_nothing_touched(tm
 def test_what_is_no_chain_is_refused_and_nothing_touched(tmp_path, host_qemu, contents):
     (tmp_path / "raw").write_bytes(bytes(65536))
     write_image(tmp_path / "alone.qcow2", virtual_size=1 << 20)
-    secret = "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10"
-    luks = ["qemu-img", "create", "-q", "--object", "secret,id=s,data=x", "-f", "qcow2", "-o", secret]
-    luks += [str(tmp_path / "luks.qcow2"), "1M"]
-    subprocess.run(luks, check=True, capture_output=True)
+    create_encrypted(tmp_path / "luks.qcow2")
     write_image(tmp_path / "over.qcow2", virtual_size=1 << 20, backing_file="luks.qcow2", backing_format="qcow2")
     (tmp_path / "link.qcow2").symlink_to("over.qcow2")
     before = contents(tmp_path)

@@ -6,6 +6,7 @@ import subprocess
 
 import pytest
 from tests.lift.test_index import plain_chain
+from tests.luks import create_encrypted
 
 from chainlift.cli.main import main
 from chainlift.lift.lifting import lift_index, lift_squash
@@ -108,15 +109,11 @@ def test_restore_on_a_read_only_file_system(mounted, host_qemu, capsys, contents
 def encrypted(tmp_path_factory, request):
     """A chain with LUKS inside qcow2, made by QEMU: at the bottom, between, or as the image itself."""
     directory = tmp_path_factory.mktemp("luks")
-    options = "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10"
     backing = None
     for place, name in (("base", "a.qcow2"), ("middle", "b.qcow2"), ("active", "c.qcow2")):
         path = directory / name
         if place == request.param:
-            command = ["qemu-img", "create", "-q", "--object", "secret,id=s,data=x", "-f", "qcow2", "-u", "-o", options]
-            command += [*(["-F", "qcow2", "-b", backing] if backing else []), str(path), "1M"]
-            # QEMU times its key derivation, and gives up on a machine that is too busy for that.
-            assert any(subprocess.run(command, capture_output=True).returncode == 0 for _ in range(5))
+            create_encrypted(path, "-u", *(["-F", "qcow2", "-b", backing] if backing else []))
         else:
             write_image(path, virtual_size=1 << 20, clusters=[0], data=bytes([len(name)]) * 65536,
                         backing_file=backing, backing_format=backing and "qcow2")  # fmt: skip

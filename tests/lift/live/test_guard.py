@@ -10,6 +10,7 @@ from socket import AF_UNIX
 from socket import socket as new_socket
 
 import pytest
+from tests.luks import SECRET, create_encrypted
 
 from chainlift.errors import ImageError, InputError
 from chainlift.lift.lifting import prepare_index
@@ -18,7 +19,7 @@ from chainlift.lift.live.session import open_session
 from chainlift.qcow2.writer import write_image
 from chainlift.qemu.binary import find_qemu
 from chainlift.qemu.monitor import Monitor
-from chainlift.qemu.process import QemuProcess, run_tool
+from chainlift.qemu.process import QemuProcess
 
 pytestmark = pytest.mark.integration
 
@@ -95,10 +96,8 @@ def listening(path):
 @pytest.mark.parametrize("where", ["vda", "below"])
 def test_an_encrypted_layer_is_refused(make_chain, start_machine, where):
     chain = make_chain(3)
-    secret, overlay = "secret,id=key0,data=abc", chain.directory / "encrypted.qcow2"
-    options = "encrypt.format=luks,encrypt.key-secret=key0,encrypt.iter-time=10"
-    create = ("create", "-q", "--object", secret, "-f", "qcow2", "-o", options)
-    run_tool(find_qemu(need=("img",)).command("img", *create, "-F", "qcow2", "-b", chain.active.name, str(overlay)))
+    overlay = chain.directory / "encrypted.qcow2"
+    create_encrypted(overlay, "-F", "qcow2", "-b", chain.active.name, size=None)
     key = {"encrypt": {"format": "luks", "key-secret": "key0"}}
     disk = blockdev("vda", overlay, **key)
     if where == "below":
@@ -106,7 +105,7 @@ def test_an_encrypted_layer_is_refused(make_chain, start_machine, where):
         write_image(top, virtual_size=chain.virtual_size, backing_file=overlay.name, backing_format="qcow2")
         file = {"driver": "file", "filename": str(overlay)}
         disk = blockdev("vda", top, backing={"driver": "qcow2", "read-only": True, "file": file, **key})
-    socket = start_machine("-object", secret, *disk, "-device", "virtio-blk-pci,drive=vda,id=disk0")
+    socket = start_machine("-object", SECRET, *disk, "-device", "virtio-blk-pci,drive=vda,id=disk0")
     assert "encrypted" in refused(socket)
 
 

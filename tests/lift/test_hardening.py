@@ -1,6 +1,7 @@
 """An index must be impossible to write through: each wall alone, and all of them, against everything that writes."""
 
 import shutil
+import socket as socket_module
 import subprocess
 import time
 from contextlib import ExitStack, closing
@@ -45,6 +46,11 @@ def clear_corrupt_bit(table):
         stream.write(bytes(8))
 
 
+def is_listening(path):
+    with socket_module.socket(socket_module.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0
+
+
 def live_commit(qemu, overlay, directory):
     """Commit an active layer into the index under a storage daemon; returns how the job ended."""
     socket = directory / "qmp"
@@ -52,8 +58,9 @@ def live_commit(qemu, overlay, directory):
     command = qemu.command("storage-daemon", "--chardev", chardev, "--monitor", "chardev=c")
     with ExitStack() as opened, subprocess.Popen(command, stderr=subprocess.DEVNULL) as daemon:
         try:
+            # A connection may be refused between the socket's bind() and its listen().
             deadline = time.monotonic() + 20
-            while not socket.exists() and time.monotonic() < deadline:
+            while not is_listening(socket) and time.monotonic() < deadline:
                 time.sleep(0.01)
             monitor = opened.enter_context(closing(Monitor.connect(socket)))
             file = {"driver": "file", "filename": str(overlay)}

@@ -36,8 +36,8 @@ from pathlib import Path
 import numpy as np
 
 from chainlift.host.process import run_tool
+from chainlift.lift.build.index import GENTLE_EXTENTS, gentle_budget
 from chainlift.lift.flatten import flatten_chain
-from chainlift.lift.index import GENTLE_EXTENTS, gentle_budget
 from chainlift.lift.lifting import lift_index, lift_squash
 from chainlift.lift.restore import restore_lift
 from chainlift.qcow2.writer import write_image

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from tests.lift.chains import make_chain
+from tests.support.chains import make_chain
 
 from chainlift.chain import open_chain
 from chainlift.chain.digest import TablesDigest, digest_tables

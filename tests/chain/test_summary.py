@@ -3,7 +3,7 @@
 import subprocess
 
 import pytest
-from tests.luks import SECRET, create_encrypted
+from tests.support.luks import SECRET, create_encrypted
 
 from chainlift import open_chain
 from chainlift.chain.summary import summarize

@@ -1,12 +1,12 @@
 """A person's own image. What needs a whole distribution in it is for `script/test --long`."""
 
-import importlib.util
 import os
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from tests.support import bootable
 
 from chainlift.errors import GuestError, InputError, MissingToolError, PolicyError
 from chainlift.guest import own
@@ -153,20 +153,12 @@ def test_a_server_that_never_answers_is_an_error_with_ssh_and_console(key, tmp_p
         SshGuest(vm, SshLogin(key)).connect(0.5)
 
 
-def bootable():
-    """The module beside this one; tests are no package."""
-    spec = importlib.util.spec_from_file_location("bootable", Path(__file__).with_name("bootable.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def stock(tmp_path_factory):
     """A stock Debian that boots by itself."""
     scratch = tmp_path_factory.mktemp("scratch")
     path = scratch.parent / "stock.raw"
-    bootable().make_image(path, scratch)
+    bootable.make_image(path, scratch)
     return path
 
 
@@ -197,7 +189,7 @@ def drive(kind, disk):
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_a_stock_image_is_grown_and_driven_by_its_agent_and_over_ssh(stock, tmp_path):
-    qemu, disk, key = find_qemu(), tmp_path / "disk", bootable().make_key()
+    qemu, disk, key = find_qemu(), tmp_path / "disk", bootable.make_key()
     by_agent = guest_kind(str(stock), qemu)
     # More than its partition has room for.
     by_agent.make_disk(disk, 4 << 30, data_bytes=1 << 30)

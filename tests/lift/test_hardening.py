@@ -9,9 +9,9 @@ from contextlib import ExitStack, closing
 import pytest
 from tests.lift.test_index import plain_chain
 
-from chainlift.lift.indexfile import PREAMBLE_BYTES
+from chainlift.lift.build.indexfile import PREAMBLE_BYTES
+from chainlift.lift.build.workspace import lift_directory
 from chainlift.lift.lifting import lift_index
-from chainlift.lift.workspace import lift_directory
 from chainlift.qemu.monitor import Monitor
 
 pytestmark = pytest.mark.integration

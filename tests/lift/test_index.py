@@ -7,18 +7,18 @@ import subprocess
 
 import numpy as np
 import pytest
-from tests.lift.chains import make_chain
-from tests.luks import create_encrypted
+from tests.support.chains import make_chain
+from tests.support.luks import create_encrypted
 
 from chainlift.chain import open_chain
 from chainlift.chain.summary import summarize
 from chainlift.cli.main import main
 from chainlift.errors import ImageError
 from chainlift.host.process import run_tool
+from chainlift.lift.build.workspace import lift_directory
 from chainlift.lift.lifting import lift_index
 from chainlift.lift.restore import restore_lift
 from chainlift.lift.verify import verify_lift
-from chainlift.lift.workspace import lift_directory
 from chainlift.qcow2.writer import write_image
 
 pytestmark = pytest.mark.integration

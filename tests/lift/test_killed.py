@@ -12,7 +12,7 @@ import sys
 from functools import partial
 
 import pytest
-from tests.lift import faults
+from tests.support import faults
 
 from chainlift.chain import open_chain
 from chainlift.errors import ChainliftError

@@ -6,11 +6,11 @@ import subprocess
 
 import pytest
 from tests.lift.test_index import plain_chain
-from tests.luks import create_encrypted
+from tests.support.luks import create_encrypted
 
 from chainlift.cli.main import main
+from chainlift.lift.build.workspace import lift_directory
 from chainlift.lift.lifting import lift_index, lift_squash
-from chainlift.lift.workspace import lift_directory
 from chainlift.qcow2.writer import write_image
 
 pytestmark = pytest.mark.integration

@@ -3,17 +3,17 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from tests.lift.chains import make_chain
 from tests.lift.test_index import plain_chain
+from tests.support.chains import make_chain
 
 from chainlift.chain import open_chain
 from chainlift.errors import ImageError, OperationError
+from chainlift.lift.build.workspace import lift_directory
 from chainlift.lift.flatten import flatten_chain
 from chainlift.lift.lifting import lift_index, lift_squash
 from chainlift.lift.plan import _recommend, plan_lift
 from chainlift.lift.restore import restore_lift
 from chainlift.lift.verify import verify_lift
-from chainlift.lift.workspace import lift_directory
 from chainlift.qcow2.writer import write_image
 
 pytestmark = pytest.mark.integration

@@ -50,9 +50,9 @@ def command(
     with ThreadPoolExecutor(1) as pool:
         found = pool.submit(find_qemu, qemu_name, need=["img"] if qmp is None else ["storage-daemon"])
         from chainlift.cli.byte_progress import byte_progress
-        from chainlift.lift.index import GENTLE_EXTENTS, gentle_budget
+        from chainlift.lift.build.index import GENTLE_EXTENTS, gentle_budget
         from chainlift.lift.lifting import lift_index
-        from chainlift.lift.manifest import write_text
+        from chainlift.lift.record.manifest import write_text
         from chainlift.units import format_bytes
     qemu = found.result()
 

@@ -47,7 +47,7 @@ def command(
     """
     from chainlift.cli.byte_progress import byte_progress
     from chainlift.lift.lifting import lift_squash
-    from chainlift.lift.manifest import write_text
+    from chainlift.lift.record.manifest import write_text
     from chainlift.qemu.binary import find_qemu
     from chainlift.units import format_bytes
 

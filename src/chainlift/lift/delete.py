@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chainlift.errors import ImageError, OperationError
-from chainlift.lift.compare import first_difference
-from chainlift.lift.source import find_source, identify, open_pointer
-from chainlift.lift.users import find_users
-from chainlift.lift.workspace import sync_directory
+from chainlift.lift.build.workspace import sync_directory
+from chainlift.lift.compare.content import first_difference
+from chainlift.lift.neighbours.images import find_users
+from chainlift.lift.record.source import find_source, identify, open_pointer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from chainlift.lift.lifting import Prepared
-    from chainlift.lift.manifest import FileIdentity, Layer, Manifest
+    from chainlift.lift.record.manifest import FileIdentity, Layer, Manifest
 
 
 @dataclass(frozen=True)

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Literal
 
 from chainlift.chain import Kind, open_chain
 from chainlift.errors import ImageError, OperationError
-from chainlift.lift.copying import Copied, Copier
-from chainlift.lift.files import Sources
-from chainlift.lift.index import copy_fragments
+from chainlift.lift.build.copying import Copied, Copier
+from chainlift.lift.build.files import Sources
+from chainlift.lift.build.index import copy_fragments
+from chainlift.lift.build.merge import Merger
+from chainlift.lift.build.rewrite import rewrite
+from chainlift.lift.build.room import require_room, require_room_for_copy
+from chainlift.lift.build.workspace import NEW_SUFFIX, failed, sync_directory
 from chainlift.lift.lifting import files_of
-from chainlift.lift.locks import LayerLocks
-from chainlift.lift.merge import Merger
-from chainlift.lift.rewrite import rewrite
-from chainlift.lift.room import require_room, require_room_for_copy
-from chainlift.lift.source import require_liftable
-from chainlift.lift.workspace import NEW_SUFFIX, failed, sync_directory
+from chainlift.lift.neighbours.locks import LayerLocks
+from chainlift.lift.record.source import require_liftable
 from chainlift.qcow2.writer import ImageWriter
 
 if TYPE_CHECKING:

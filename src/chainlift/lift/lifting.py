@@ -17,27 +17,27 @@ from typing import TYPE_CHECKING, Literal
 from chainlift._version import __version__
 from chainlift.chain.digest import TablesDigest
 from chainlift.errors import ChainliftError
-from chainlift.lift.copying import Copied
+from chainlift.lift.build.copying import Copied
+from chainlift.lift.build.files import Sources
+from chainlift.lift.build.index import build_index, least_room
+from chainlift.lift.build.room import require_room, require_room_for_copy
+from chainlift.lift.build.squash import build_squash, find_onto, layers_below, squash_cluster_size
+from chainlift.lift.build.workspace import Workspace, as_errors
 from chainlift.lift.delete import Deletion, delete_layers, finish_deletion, plan_deletion
-from chainlift.lift.files import Sources
-from chainlift.lift.index import build_index, least_room
-from chainlift.lift.locks import LayerLocks, refuse_if_open
-from chainlift.lift.manifest import NAME, Manifest, Pointer
-from chainlift.lift.room import require_room, require_room_for_copy
-from chainlift.lift.source import describe_layers, find_source, identify, read_pointer, require_liftable
-from chainlift.lift.squash import build_squash, find_onto, layers_below, squash_cluster_size
+from chainlift.lift.neighbours.locks import LayerLocks, refuse_if_open
+from chainlift.lift.record.manifest import NAME, Manifest, Pointer
+from chainlift.lift.record.source import describe_layers, find_source, identify, read_pointer, require_liftable
 from chainlift.lift.switch import require_writable, switch_pointer
-from chainlift.lift.users import remove_unused
-from chainlift.lift.workspace import Workspace, as_errors
+from chainlift.lift.tidy import remove_unused
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterator, Sequence
 
     from chainlift.chain import Chain
-    from chainlift.lift.index import BuiltIndex
-    from chainlift.lift.source import Source
-    from chainlift.lift.squash import BuiltSquash
+    from chainlift.lift.build.index import BuiltIndex
+    from chainlift.lift.build.squash import BuiltSquash
+    from chainlift.lift.record.source import Source
     from chainlift.qemu.binary import Qemu
 
 

@@ -11,14 +11,14 @@ import numpy as np
 
 from chainlift.chain.summary import l2_cache_bytes, summarize
 from chainlift.errors import ImageError
-from chainlift.lift.copying import Copier, can_clone
-from chainlift.lift.descriptor import check_name
-from chainlift.lift.files import Sources
-from chainlift.lift.index import GENTLE_EXTENTS, gentle_budget, index_cluster_size
+from chainlift.lift.build.copying import Copier, can_clone
+from chainlift.lift.build.descriptor import check_name
+from chainlift.lift.build.files import Sources
+from chainlift.lift.build.index import GENTLE_EXTENTS, gentle_budget, index_cluster_size
+from chainlift.lift.build.merge import Merger, State
 from chainlift.lift.lifting import files_of
-from chainlift.lift.locks import LayerLocks
-from chainlift.lift.merge import Merger, State
-from chainlift.lift.source import find_source, require_liftable
+from chainlift.lift.neighbours.locks import LayerLocks
+from chainlift.lift.record.source import find_source, require_liftable
 
 if TYPE_CHECKING:
     from pathlib import Path

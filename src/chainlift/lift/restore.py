@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chainlift.errors import ImageError
-from chainlift.lift.locks import refuse_if_open
-from chainlift.lift.manifest import Manifest, Pointer
-from chainlift.lift.source import find_source
+from chainlift.lift.build.workspace import Workspace, as_errors
+from chainlift.lift.neighbours.images import find_users
+from chainlift.lift.neighbours.locks import refuse_if_open
+from chainlift.lift.record.manifest import Manifest, Pointer
+from chainlift.lift.record.source import find_source
 from chainlift.lift.switch import require_writable, switch_pointer
-from chainlift.lift.users import find_users, remove_unused
+from chainlift.lift.tidy import remove_unused
 from chainlift.lift.verify import require_lift
-from chainlift.lift.workspace import Workspace, as_errors
 
 if TYPE_CHECKING:
     import os

@@ -10,14 +10,14 @@ import os
 from typing import TYPE_CHECKING
 
 from chainlift.errors import ImageError, OperationError
-from chainlift.lift.locks import refuse_if_open
-from chainlift.lift.source import read_pointer
+from chainlift.lift.neighbours.locks import refuse_if_open
+from chainlift.lift.record.source import read_pointer
 from chainlift.qemu.process import run_tool
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from chainlift.lift.manifest import Pointer
+    from chainlift.lift.record.manifest import Pointer
     from chainlift.qemu.binary import Qemu
 
 

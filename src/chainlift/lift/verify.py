@@ -10,9 +10,9 @@ from chainlift.chain import Chain
 from chainlift.chain.digest import digest_tables
 from chainlift.chain.linear import ExtentsFile
 from chainlift.errors import ChainliftError, ImageError
-from chainlift.lift.compare import first_difference
-from chainlift.lift.descriptor import index_descriptor
-from chainlift.lift.source import Source, find_source, metadata_digest, open_pointer
+from chainlift.lift.build.descriptor import index_descriptor
+from chainlift.lift.compare.content import first_difference
+from chainlift.lift.record.source import Source, find_source, metadata_digest, open_pointer
 from chainlift.qcow2.file import ImageFile
 from chainlift.qcow2.image import Image, read_header
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable
 
-    from chainlift.lift.manifest import FileIdentity, Layer, Manifest
+    from chainlift.lift.record.manifest import FileIdentity, Layer, Manifest
 
 
 @dataclass(frozen=True)

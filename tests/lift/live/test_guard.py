@@ -10,7 +10,7 @@ from socket import AF_UNIX
 from socket import socket as new_socket
 
 import pytest
-from tests.luks import SECRET, create_encrypted
+from tests.support.luks import SECRET, create_encrypted
 
 from chainlift.errors import ImageError, InputError
 from chainlift.lift.lifting import prepare_index

@@ -8,7 +8,7 @@ from chainlift.errors import AnswerIsNo, ImageError, InputError, OperationError
 from chainlift.lift.lifting import prepare_index, prepare_squash
 from chainlift.lift.live.lifts import lift_live, prepare_live_index, restore_live
 from chainlift.lift.live.session import open_session, read_pointer
-from chainlift.lift.source import find_source
+from chainlift.lift.record.source import find_source
 from chainlift.qemu.binary import find_qemu
 
 pytestmark = pytest.mark.integration

@@ -8,7 +8,7 @@ from chainlift.errors import ImageError, InputError, QemuError
 from chainlift.lift.live.graph import read_graph
 from chainlift.lift.live.pivot import State
 from chainlift.lift.live.session import open_session, read_pointer
-from chainlift.lift.live.target import Target, backing_target
+from chainlift.lift.target import Target, backing_target
 
 pytestmark = pytest.mark.integration
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from chainlift.errors import ImageError, InputError
 from chainlift.lift.live.graph import User, is_same_file
 from chainlift.lift.live.pivot import LOCKLESS
-from chainlift.lift.locks import is_written
+from chainlift.lift.neighbours.locks import is_written
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

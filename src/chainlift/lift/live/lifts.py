@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any, Final
 from chainlift.chain.names import parse_name
 from chainlift.chain.opening import probe_format
 from chainlift.errors import ChainliftError, ImageError
-from chainlift.lift.descriptor import backing_name, index_descriptor
+from chainlift.lift.build.descriptor import backing_name, index_descriptor
+from chainlift.lift.build.workspace import Workspace, lift_directory
+from chainlift.lift.compare.stock import SAMPLE, compare_sample
 from chainlift.lift.lifting import prepare_index
 from chainlift.lift.live import guard
-from chainlift.lift.live.compare import SAMPLE, compare_sample
 from chainlift.lift.live.pivot import State
-from chainlift.lift.live.target import Target, backing_target
-from chainlift.lift.manifest import Pointer
+from chainlift.lift.record.manifest import Pointer
+from chainlift.lift.record.source import find_source, read_pointer
 from chainlift.lift.restore import original_pointer, refuse_if_used
-from chainlift.lift.source import find_source, read_pointer
-from chainlift.lift.users import remove_unused
-from chainlift.lift.workspace import Workspace, lift_directory
+from chainlift.lift.target import Target, backing_target
+from chainlift.lift.tidy import remove_unused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from chainlift.lift.live.graph import BlockGraph
     from chainlift.lift.live.session import LiveSession
     from chainlift.lift.live.steps import Timings
-    from chainlift.lift.manifest import Manifest
+    from chainlift.lift.record.manifest import Manifest
     from chainlift.qemu.binary import Qemu
 
 #: A chain that is longer is opened layer by layer: 300 in one command stop the main loop for 0.2 to 0.6 s.

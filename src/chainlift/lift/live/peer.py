@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from chainlift.lift.live.target import unflatten
+from chainlift.lift.target import unflatten
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

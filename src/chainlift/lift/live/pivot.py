@@ -32,14 +32,14 @@ from chainlift.errors import OperationError, QemuCrashed, QemuError
 from chainlift.lift.live.closing import closing
 from chainlift.lift.live.graph import is_same_file
 from chainlift.lift.live.steps import NODE_PREFIX, PAUSE_S, ActiveNode, Steps, Timings
-from chainlift.lift.live.target import node_options, pointed_file
+from chainlift.lift.target import node_options, pointed_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from chainlift.lift.live.graph import BlockGraph
     from chainlift.lift.live.qmp import Qmp
-    from chainlift.lift.live.target import Target
+    from chainlift.lift.target import Target
 
 #: AioContext locks went in 9.0; until then a node freed inside ``blockdev-reopen`` in an iothread ends QEMU.
 LOCKLESS: Final = (9, 0, 0)

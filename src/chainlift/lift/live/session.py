@@ -18,7 +18,7 @@ from chainlift.lift.live.libvirt import WARNING, Domain, VirshMonitor, find_doma
 from chainlift.lift.live.peer import Peer, find_peer
 from chainlift.lift.live.pivot import Pivot, State
 from chainlift.lift.live.steps import NODE_PREFIX, PAUSE_S, ActiveNode
-from chainlift.lift.users import remove_needless
+from chainlift.lift.tidy import remove_needless
 from chainlift.qcow2.header import parse_header
 from chainlift.qemu.monitor import Monitor
 

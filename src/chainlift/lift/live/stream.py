@@ -12,16 +12,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from chainlift.errors import QemuError
-from chainlift.lift.live.compare import compare_sample
+from chainlift.lift.compare.stock import compare_sample
 from chainlift.lift.live.job import StreamJob
 from chainlift.lift.live.lifts import prepare_live_index, refuse_other_chain
 from chainlift.lift.live.pivot import LOCKLESS
 from chainlift.lift.live.session import read_pointer
 from chainlift.lift.live.steps import Timings
-from chainlift.lift.live.target import backing_target
+from chainlift.lift.record.source import find_source
 from chainlift.lift.restore import refuse_if_used
-from chainlift.lift.source import find_source
-from chainlift.lift.users import remove_needless
+from chainlift.lift.target import backing_target
+from chainlift.lift.tidy import remove_needless
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from chainlift.errors import ImageError, OperationError
-from chainlift.lift.manifest import NAME, Manifest, read_manifest, write_text
+from chainlift.lift.record.manifest import NAME, Manifest, read_manifest, write_text
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator

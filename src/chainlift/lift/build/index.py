@@ -11,11 +11,11 @@ import numpy as np
 
 from chainlift.chain import Kind
 from chainlift.chain.linear import Extent
-from chainlift.lift.copying import Copier
-from chainlift.lift.descriptor import backing_name, check_name, descriptor_text
-from chainlift.lift.indexfile import PREAMBLE_BYTES, IndexFile, write_all
-from chainlift.lift.merge import Fragments, Merger, Pieces, State
-from chainlift.lift.room import require_room
+from chainlift.lift.build.copying import Copier
+from chainlift.lift.build.descriptor import backing_name, check_name, descriptor_text
+from chainlift.lift.build.indexfile import PREAMBLE_BYTES, IndexFile, write_all
+from chainlift.lift.build.merge import Fragments, Merger, Pieces, State
+from chainlift.lift.build.room import require_room
 from chainlift.qcow2 import layout, tables
 from chainlift.qcow2.layout import CompressionType
 
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     from chainlift.chain import Chain
     from chainlift.chain.digest import TablesDigest
-    from chainlift.lift.files import SourceFile, Sources
-    from chainlift.lift.workspace import Workspace
+    from chainlift.lift.build.files import SourceFile, Sources
+    from chainlift.lift.build.workspace import Workspace
 
 #: Smaller clusters than this would make tables larger than they are worth; what lies finer is copied.
 _MIN_CLUSTER: Final = 4096

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from chainlift.errors import ImageError
-from chainlift.lift.locks import LayerLocks, holders, is_open_in_qemu, is_written, refuse_if_open
+from chainlift.lift.neighbours.locks import LayerLocks, holders, is_open_in_qemu, is_written, refuse_if_open
 from chainlift.qcow2.writer import write_image
 
 pytestmark = [

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from chainlift.chain import Chain, Window
     from chainlift.chain.digest import TablesDigest
-    from chainlift.lift.files import SourceFile, Sources
+    from chainlift.lift.build.files import SourceFile, Sources
 
 #: Clusters in a piece at most: what is expanded to one element a cluster stays small.
 _MAX_PIECE = 1 << 20
@@ -52,7 +52,7 @@ class Fragments(Columns):
     length: NDArray[np.int64]
     #: Index into the chain's layers, -1 for none.
     layer: NDArray[np.int32]
-    #: Index into the files of :class:`~chainlift.lift.files.Sources`, -1 for none.
+    #: Index into the files of :class:`~chainlift.lift.build.files.Sources`, -1 for none.
     source: NDArray[np.int32]
     kind: NDArray[np.uint8]
     host_offset: NDArray[np.int64]

@@ -4,7 +4,7 @@ import pytest
 
 from chainlift.chain.linear import Extent, parse_descriptor
 from chainlift.errors import ImageError, OperationError
-from chainlift.lift.descriptor import (
+from chainlift.lift.build.descriptor import (
     MAX_BACKING_NAME,
     MAX_NAME,
     backing_name,

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from chainlift.errors import AnswerIsNo
-from chainlift.lift.live.target import node_options
-from chainlift.lift.source import find_source
+from chainlift.lift.record.source import find_source
+from chainlift.lift.target import node_options
 from chainlift.qemu.monitor import Monitor
 from chainlift.qemu.nbd import NbdClient
 from chainlift.qemu.process import QemuProcess
@@ -22,7 +22,7 @@ from chainlift.qemu.process import QemuProcess
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from chainlift.lift.live.target import Target
+    from chainlift.lift.target import Target
     from chainlift.qemu.binary import Qemu
 
 _PIECE_BYTES: Final = 65536

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from chainlift.lift.copying import Copied, Copier
-from chainlift.lift.index import copy_fragments, expand
-from chainlift.lift.merge import Merger, Pieces, State
+from chainlift.lift.build.copying import Copied, Copier
+from chainlift.lift.build.index import copy_fragments, expand
+from chainlift.lift.build.merge import Merger, Pieces, State
 from chainlift.qcow2 import layout, tables
 from chainlift.qcow2.compression import compress_cluster
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from chainlift.lift.files import SourceFile, Sources
+    from chainlift.lift.build.files import SourceFile, Sources
     from chainlift.qcow2.writer import ImageWriter
 
 #: Clusters whose entries are written together.

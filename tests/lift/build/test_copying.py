@@ -4,7 +4,7 @@ import subprocess
 
 import pytest
 
-from chainlift.lift.copying import Copier, can_clone
+from chainlift.lift.build.copying import Copier, can_clone
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ from chainlift.chain import ChainPolicy, open_chain
 from chainlift.chain.linear import ExtentsFile
 from chainlift.chain.names import parse_name
 from chainlift.errors import ImageError, InputError
-from chainlift.lift.descriptor import index_descriptor
-from chainlift.lift.manifest import NAME, FileIdentity, Layer, Manifest, Pointer, Tables, read_manifest
-from chainlift.lift.workspace import lift_directory, read_lift
+from chainlift.lift.build.descriptor import index_descriptor
+from chainlift.lift.build.workspace import lift_directory, read_lift
+from chainlift.lift.record.manifest import NAME, FileIdentity, Layer, Manifest, Pointer, Tables, read_manifest
 from chainlift.qcow2.file import ImageFile
 from chainlift.qcow2.image import read_header
 from chainlift.qcow2.layout import CryptMethod
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from chainlift.chain import Chain
     from chainlift.chain import Layer as ChainLayer
     from chainlift.chain.digest import TablesDigest
-    from chainlift.lift.files import Sources
+    from chainlift.lift.build.files import Sources
     from chainlift.qcow2.header import Header
 
 _POLICY: Final = ChainPolicy()

@@ -6,16 +6,16 @@ import os
 from typing import TYPE_CHECKING
 
 from chainlift.errors import ImageError
-from chainlift.lift.copying import can_clone
-from chainlift.lift.merge import Merger, State
+from chainlift.lift.build.copying import can_clone
+from chainlift.lift.build.merge import Merger, State
 from chainlift.units import format_bytes
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from chainlift.chain import Chain
-    from chainlift.lift.files import Sources
-    from chainlift.lift.merge import Below
+    from chainlift.lift.build.files import Sources
+    from chainlift.lift.build.merge import Below
 
 
 def require_room(directory: Path, needed_bytes: int) -> None:

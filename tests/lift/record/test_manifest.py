@@ -5,10 +5,10 @@ import pytest
 from tests.lift.test_index import plain_chain
 
 from chainlift.cli.main import main
+from chainlift.lift.build.workspace import lift_directory
 from chainlift.lift.lifting import lift_index
-from chainlift.lift.manifest import read_manifest, write_text
+from chainlift.lift.record.manifest import read_manifest, write_text
 from chainlift.lift.verify import verify_lift
-from chainlift.lift.workspace import lift_directory
 
 pytestmark = pytest.mark.integration
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from chainlift.chain.linear import ExtentsFile
 from chainlift.errors import ImageError
-from chainlift.lift.manifest import Pointer
-from chainlift.lift.merge import Below, Merger
-from chainlift.lift.rewrite import rewrite
+from chainlift.lift.record.manifest import Pointer
+from chainlift.lift.build.merge import Below, Merger
+from chainlift.lift.build.rewrite import rewrite
 from chainlift.qcow2.writer import ImageWriter
 
 if TYPE_CHECKING:
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
     from chainlift.chain import Chain
     from chainlift.chain.digest import TablesDigest
-    from chainlift.lift.copying import Copied
-    from chainlift.lift.files import Sources
-    from chainlift.lift.workspace import Workspace
+    from chainlift.lift.build.copying import Copied
+    from chainlift.lift.build.files import Sources
+    from chainlift.lift.build.workspace import Workspace
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 from chainlift.chain.linear import ExtentsFile
 from chainlift.chain.names import Reference, parse_name
 from chainlift.errors import InputError
-from chainlift.lift.manifest import NAME, Manifest
-from chainlift.lift.workspace import NEW_SUFFIX, Workspace, read_lift
 from chainlift.qcow2.file import ImageFile
 from chainlift.qcow2.image import read_header
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 _MAGIC = b"QFI\xfb"
+#: What our own files are called while they are written: leftovers of killed runs stand on nothing.
+NEW_SUFFIX = ".new"
 
 
 def find_users(targets: Iterable[Path], search: Iterable[Path]) -> dict[Path, list[Path]]:
@@ -39,40 +39,6 @@ def find_users(targets: Iterable[Path], search: Iterable[Path]) -> dict[Path, li
             if identity in wanted and wanted[identity] not in users.get(image, []):
                 users[wanted[identity]].append(image)
     return dict(users)
-
-
-def remove_unused(workspace: Workspace, manifest: Manifest, *, keep: Collection[str]) -> None:
-    """Remove what chainlift made in a lift's directory, but for what somebody may still stand on.
-
-    That is what the manifest's layers are (a squash whose layers were deleted is a layer of the next lift), and what
-    another image in the directory beside it names.
-
-    :param keep: names that stay in any case.
-    """
-    made = workspace.made_here()
-    if all(path.name in keep for path in made):
-        return
-    stands_on = {os.path.realpath(layer.identity.path) for layer in (*manifest.layers, *manifest.below)}
-    stays = {path for path in made if path.name in keep or os.path.realpath(path) in stands_on}
-    goes = [path for path in made if path not in stays and path.name != NAME]
-    if goes:
-        used = find_users(goes, [workspace.image.parent])
-        # What is named only by something that goes, goes too.
-        while named := {path for path in goes if any(user not in goes for user in used.get(path, []))}:
-            stays |= named
-            goes = [path for path in goes if path not in named]
-    # The manifest goes last, and only with everything else: as long as a file is here, it says what it is.
-    if NAME not in keep and not stays:
-        goes += [path for path in made if path.name == NAME]
-    workspace.remove(goes)
-
-
-def remove_needless(image: Path) -> None:
-    """Remove what was made for an image that stands alone now."""
-    manifest = read_lift(image)
-    if manifest is not None:
-        with Workspace(image).hold() as workspace:
-            remove_unused(workspace, manifest, keep=[])
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

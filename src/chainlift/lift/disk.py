@@ -1,0 +1,85 @@
+"""A disk, whoever holds it: nobody, a running QEMU, or libvirt. Every verb is written once, over this.
+
+A verb checks, prepares (builds new files and publishes their record), compares through stock QEMU, checks again,
+switches and settles; what it has prepared is discarded unless the disk has switched.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from chainlift.lift.record.manifest import Pointer
+    from chainlift.qemu.binary import Qemu
+
+
+@dataclass(frozen=True)
+class Change:
+    """One pointer that is to be switched: the image ``owner`` is to name ``new`` instead of ``old``.
+
+    Both lead to chains that read the same bytes.
+    """
+
+    #: The image, anywhere in the chain; absolute.
+    owner: Path
+    old: Pointer
+    new: Pointer
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What one image of a chain stands on."""
+
+    #: The image; absolute.
+    image: Path
+    #: As its header names it or, of a running disk, as QEMU has it open; None at the bottom.
+    pointer: Pointer | None
+
+
+class Disk(Protocol):
+    """An image and all that it stands on, in somebody's hands or in nobody's."""
+
+    @property
+    def image(self) -> Path:
+        """The active layer's file; absolute, as it was named."""
+
+    @property
+    def qemu(self) -> Qemu:
+        """Whose tools compare and switch."""
+
+    def check(self) -> None:
+        """Refuse a disk that must not be switched now.
+
+        :raise InputError: with the reason; nothing was touched.
+        """
+
+    def standing(self) -> list[Standing]:
+        """Return what each image of the chain stands on, the active layer first.
+
+        :raise ImageError: if a header cannot be read.
+        """
+
+    def compare(
+        self, changes: Sequence[Change], *, content: bool = False, progress: Callable[[int], None] | None = None
+    ) -> None:
+        """Open the new side of each change with stock QEMU and compare it with the old.
+
+        :param content: all that is not provably the same bytes, instead of a sample.
+        :param progress: called with the bytes compared so far.
+        :raise AnswerIsNo: naming the first byte that differs; nothing was switched.
+        :raise QemuError: if the new side cannot be opened or read.
+        """
+
+    def switch(self, changes: Sequence[Change]) -> None:
+        """Switch every pointer, the lowest first; all of them or none.
+
+        :raise OperationError: if one could not be switched; all are as before.
+        :raise UnknownStateError: if it is not known what is left.
+        """
+
+    def has_switched(self, changes: Sequence[Change]) -> bool:
+        """Whether any of the new sides may be in use; asked of the disk itself, and yes where that cannot be told."""

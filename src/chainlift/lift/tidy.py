@@ -1,48 +1,91 @@
-"""Removing what chainlift made and nobody stands on any more."""
+"""Removing lifts that nobody needs any more."""
 
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from chainlift.lift.build.workspace import Workspace, read_lift
-from chainlift.lift.neighbours.images import find_users
-from chainlift.lift.record.manifest import NAME, Manifest
+from chainlift.errors import ImageError
+from chainlift.lift.build.workspace import Workspace, as_errors
+from chainlift.lift.neighbours.neighbourhood import Neighbourhood
+from chainlift.lift.record.manifest import NAME
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
-    from pathlib import Path
+    from collections.abc import Iterable, Sequence
 
 
-def remove_unused(workspace: Workspace, manifest: Manifest, *, keep: Collection[str]) -> None:
-    """Remove what chainlift made in a lift's directory, but for what somebody may still stand on.
+@dataclass(frozen=True)
+class Tidied:
+    """What was removed, and what stays."""
 
-    That is what the manifest's layers are (a squash whose layers were deleted is a layer of the next lift), and what
-    another image in the directory beside it names.
+    removed: list[Path] = field(default_factory=list)
+    #: File of a lift -> why it stays.
+    kept: dict[Path, str] = field(default_factory=dict)
+    #: Where images were looked for that may need them; empty where nothing was to be removed.
+    searched: str = ""
 
-    :param keep: names that stay in any case.
+
+def require_removable(files: Iterable[Path]) -> None:
+    """Refuse if we may not remove files of a lift, before anything is switched.
+
+    :raise ImageError: naming the directory.
     """
-    made = workspace.made_here()
-    if all(path.name in keep for path in made):
-        return
-    stands_on = {os.path.realpath(layer.identity.path) for layer in (*manifest.layers, *manifest.below)}
-    stays = {path for path in made if path.name in keep or os.path.realpath(path) in stands_on}
-    goes = [path for path in made if path not in stays and path.name != NAME]
-    if goes:
-        used = find_users(goes, [workspace.image.parent])
-        # What is named only by something that goes, goes too.
-        while named := {path for path in goes if any(user not in goes for user in used.get(path, []))}:
-            stays |= named
-            goes = [path for path in goes if path not in named]
-    # The manifest goes last, and only with everything else: as long as a file is here, it says what it is.
-    if NAME not in keep and not stays:
-        goes += [path for path in made if path.name == NAME]
-    workspace.remove(goes)
+    for directory in sorted({file.parent for file in files}):
+        if directory.exists() and not os.access(directory, os.W_OK | os.X_OK):
+            raise ImageError("nothing can be removed there", path=directory, hint="leave --clean out")
 
 
-def remove_needless(image: Path) -> None:
-    """Remove what was made for an image that stands alone now."""
-    manifest = read_lift(image)
-    if manifest is not None:
-        with Workspace(image).hold() as workspace:
-            remove_unused(workspace, manifest, keep=[])
+def remove_lifts(
+    files: Sequence[Path], *, image: Path, search: Sequence[Path] = (), held: Workspace | None = None
+) -> Tidied:
+    """Remove lifts and their records, but for those that somebody needs.
+
+    :param files: what images name of the lifts.
+    :param image: the image that stood on them; its directory is searched.
+    :param search: more directories in which images are looked for.
+    :param held: the workspace that the caller holds already.
+    """
+    goes = {file: _parts(file) for file in dict.fromkeys(files) if file.exists()}
+    if not goes:
+        return Tidied()
+    places = [*search, *(file.parent.parent for file in goes)]
+    neighbourhood = Neighbourhood(image, search=places)
+    kept: dict[Path, str] = {}
+    # What is named only by something that goes, goes too; what stays keeps what it names.
+    while True:
+        ours = [part for parts in goes.values() for part in parts]
+        stays = {file: why for file, parts in goes.items() if (why := _why_keep(neighbourhood, parts, ours))}
+        if not stays:
+            break
+        kept |= stays
+        goes = {file: parts for file, parts in goes.items() if file not in stays}
+    removed: list[Path] = []
+    for directory in sorted({file.parent for file in goes}):
+        stems = [file.stem for file in goes if file.parent == directory]
+        if held is not None and held.path == directory:
+            removed += _remove(held, stems)
+        else:
+            workspace = Workspace.at(directory, image)
+            with as_errors(workspace), workspace.hold():
+                removed += _remove(workspace, stems)
+    return Tidied(removed, kept, neighbourhood.searched)
+
+
+def _remove(workspace: Workspace, stems: Sequence[str]) -> list[Path]:
+    removed = [path for stem in stems for path in workspace.remove_lift(stem)]
+    old = workspace.path / NAME  # the one record of a directory, up to schema 2
+    if old.exists() and not workspace.lifts():
+        old.unlink()
+        removed.append(old)
+    return removed
+
+
+def _parts(file: Path) -> list[Path]:
+    workspace = Workspace.at(file.parent, file)
+    return [*workspace.files_of(file.stem), workspace.record_of(file.stem)]
+
+
+def _why_keep(neighbourhood: Neighbourhood, parts: Sequence[Path], ours: Sequence[Path]) -> str | None:
+    return next((why for part in parts if (why := neighbourhood.why_keep(part, ours=ours)) is not None), None)

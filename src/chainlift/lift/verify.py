@@ -1,4 +1,4 @@
-"""Whether a lift is still true: its files, and all that it stands on, are what they were when it was built."""
+"""Whether lifts are still true: their files, and all that they stand on, are what they were when they were built."""
 
 from __future__ import annotations
 
@@ -6,21 +6,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from chainlift.chain import Chain
 from chainlift.chain.digest import digest_tables
-from chainlift.chain.linear import ExtentsFile
 from chainlift.errors import ChainliftError, ImageError
-from chainlift.lift.build.descriptor import index_descriptor
 from chainlift.lift.compare.content import first_difference
-from chainlift.lift.record.source import Source, find_source, metadata_digest, open_pointer
+from chainlift.lift.find import find_lifts
+from chainlift.lift.record.identity import identify, metadata_digest
+from chainlift.lift.record.lifts import find_lift
+from chainlift.lift.record.pointer import open_pointer
 from chainlift.qcow2.file import ImageFile
 from chainlift.qcow2.image import Image, read_header
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable
 
-    from chainlift.lift.record.manifest import FileIdentity, Layer, Manifest
+    from chainlift.lift.disk import Change, Disk
+    from chainlift.lift.record.lifts import Lift
+    from chainlift.lift.record.manifest import FileIdentity, Layer
 
 
 @dataclass(frozen=True)
@@ -31,60 +32,72 @@ class Finding:
     what: str
 
 
-def verify_lift(
-    image: str | os.PathLike[str], *, content: bool = False, progress: Callable[[int], None] | None = None
-) -> tuple[Manifest, list[Finding]]:
-    """Check a lift against its manifest.
+@dataclass(frozen=True)
+class Verified:
+    """One lift of a disk's chain, looked at."""
 
-    :param content: compare every byte under the image with the original chain, too.
+    #: The image that stands on it.
+    image: Path
+    lift: Lift
+    #: What is not as it was; nothing if the lift is true.
+    findings: list[Finding]
+
+
+def verify(disk: Disk, *, content: bool = False, progress: Callable[[int], None] | None = None) -> list[Verified]:
+    """Check every lift in a disk's chain against its record.
+
+    :param content: compare every byte with the original chain, too, where there is one; what lies in the same place of
+        the same files need not be read for that.
     :param progress: called with the bytes compared so far.
-    :return: the manifest, and what is not as it was; nothing if the lift is true.
-    :raise ImageError: if the image is not lifted.
+    :return: the lifts, the uppermost first.
+    :raise ImageError: if the disk stands on no lift.
     """
-    source = find_source(image)
-    manifest = require_lift(source)
-    findings = []
-    if not source.is_lifted:
-        findings.append(Finding(str(source.image), f"names {source.current.name!r}, not the {manifest.kind}"))
+    verified = []
+    for entry in find_lifts(disk):
+        findings = _findings(entry.lift)
+        if content and not findings:
+            findings = _content(entry.change, progress)
+        verified.append(Verified(entry.change.owner, entry.lift, findings))
+    if not verified:
+        standing = disk.standing()[0]
+        lift = None if standing.pointer is None else find_lift(disk.image, standing.pointer)
+        if lift is None:
+            raise ImageError("is not lifted", path=disk.image, hint="lift it with chainlift index or squash")
+        verified.append(Verified(disk.image, lift, _findings(lift)))
+    return verified
+
+
+def _findings(lift: Lift) -> list[Finding]:
+    manifest = lift.manifest
+    findings: list[Finding] = []
     for layer in [*([] if manifest.deleted else manifest.layers), *manifest.below]:
         findings += _changes(layer.identity) or _other_tables(layer)
         if layer.data_file is not None:
             findings += _changes(layer.data_file)
     for file in manifest.files:
         findings += _changes(file)
-    if content and not findings and not manifest.deleted:
-        findings += _content(source, progress)
-    return manifest, findings
-
-
-def require_lift(source: Source) -> Manifest:
-    """Return the manifest of an image that is lifted, or was.
-
-    :raise ImageError: if there is none.
-    """
-    if source.manifest is None:
-        raise ImageError("is not lifted", path=source.image, hint="lift it with chainlift index or squash")
-    return source.manifest
+    return findings
 
 
 def _changes(was: FileIdentity) -> list[Finding]:
     path = Path(was.path)
-    try:
-        now = path.stat()
-    except FileNotFoundError:
+    if not path.exists():
         return [Finding(was.path, "is gone")]
-    except OSError as error:
-        return [Finding(was.path, f"cannot be looked at: {error.strerror}")]
-    if (now.st_dev, now.st_ino) != (was.device, was.inode):
+    try:
+        now = identify(path)
+    except ImageError as error:
+        return [Finding(was.path, error.what)]
+    is_device = was.inode == now.inode == 0  # its number may be another after every boot
+    if (now.device, now.inode) != (was.device, was.inode) and not is_device:
         return [Finding(was.path, "is another file than it was")]
-    if now.st_size != was.size_bytes:
-        what = "was cut off" if now.st_size < was.size_bytes else "has grown"
-        return [Finding(was.path, f"{what}: {was.size_bytes} bytes then, {now.st_size} now")]
+    if now.size_bytes != was.size_bytes:
+        what = "was cut off" if now.size_bytes < was.size_bytes else "has grown"
+        return [Finding(was.path, f"{what}: {was.size_bytes} bytes then, {now.size_bytes} now")]
     if was.metadata_sha256 is not None and _digest(path) != was.metadata_sha256:
         return [Finding(was.path, "has another header or L1 table than it had")]
-    if now.st_mtime_ns != was.mtime_ns:
+    if now.mtime_ns != was.mtime_ns:
         return [Finding(was.path, "was written to")]
-    if now.st_ctime_ns != was.ctime_ns:
+    if now.ctime_ns != was.ctime_ns:
         return [Finding(was.path, "was touched: its change time is another, its size and times are as they were")]
     return []
 
@@ -115,29 +128,14 @@ def _digest(path: Path) -> str | None:
         file.close()
 
 
-def _content(source: Source, progress: Callable[[int], None] | None) -> list[Finding]:
+def _content(change: Change, progress: Callable[[int], None] | None) -> list[Finding]:
     try:
-        with open_pointer(source.image, source.current) as lifted, open_unlifted(source) as original:
+        with open_pointer(change.owner, change.old) as lifted, open_pointer(change.owner, change.new) as original:
             if lifted.virtual_size != original.virtual_size:
-                return [Finding(str(source.image), "the lift has another size than the original chain")]
+                return [Finding(str(change.owner), "the lift has another size than the original chain")]
             difference = first_difference(lifted, original, progress)
     except ChainliftError as error:
-        return [Finding(error.path or str(source.image), error.what)]
+        return [Finding(error.path or str(change.owner), error.what)]
     if difference is None:
         return []
-    return [Finding(str(source.image), f"reads other bytes than the original chain from offset {difference} on")]
-
-
-def open_unlifted(source: Source) -> Chain:
-    """Open the chain under an image as it was before any lift, also of the layers below it.
-
-    :raise ImageError: if a layer of it is gone.
-    """
-    chain = source.open_original()
-    layers = list(chain.layers)
-    for number, layer in enumerate(layers):
-        if isinstance(layer.file, ExtentsFile) and number > 0:
-            below = find_source(layers[number - 1].path)
-            if below.is_lifted and index_descriptor(below.current.name) is not None:
-                return Chain((*layers[:number], *open_unlifted(below).layers))
-    return chain
+    return [Finding(str(change.owner), f"reads other bytes than the original chain from offset {difference} on")]

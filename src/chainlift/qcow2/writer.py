@@ -41,6 +41,7 @@ class ImageWriter:
     :param refcount_order: refcounts have ``2 ** refcount_order`` bits.
     :param backing_file: as it is to stand in the header.
     :param incompatible: feature bits to set besides those that follow from the other parameters.
+    :param mode: of the new file, less the umask.
     :raise ValueError: if the parameters describe no valid image.
     :raise FileExistsError: if the file exists.
     """
@@ -58,6 +59,7 @@ class ImageWriter:
         backing_file: str | bytes | os.PathLike[str] | None = None,
         backing_format: str | None = None,
         incompatible: Incompatible = NO_FEATURES,
+        mode: int = 0o644,
     ) -> None:
         self.compression = CompressionType[compression.upper()]
         if extended_l2:
@@ -91,7 +93,7 @@ class ImageWriter:
         self._compressed_end = 0
         self._finished = False
         self.path = os.fspath(path)
-        self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
 
     def __enter__(self) -> Self:
         return self

@@ -1,4 +1,4 @@
-"""The VMDK descriptor that lays files end to end as one linear space, and the name by which QEMU opens an index.
+"""The VMDK descriptor that lays files end to end as one linear space.
 
 Traps of QEMU's parser (vmdk_parse_extents in block/vmdk.c), each avoided here: a blank line before the first extent
 makes it take that extent twice; the text is read up to 1 MiB; a name is at most 511 characters and ends at a double
@@ -8,18 +8,13 @@ I/O: with ``aio=io_uring``, 7.2 hangs in a read that reaches past a file's end, 
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Final
 
 from chainlift.chain.linear import DESCRIPTOR_HEAD, MAX_DESCRIPTOR_BYTES, Extent
-from chainlift.chain.names import parse_name
-from chainlift.errors import ImageError, InputError, OperationError
+from chainlift.errors import ImageError, OperationError
 from chainlift.qcow2.layout import SECTOR_SIZE
 
 MAX_NAME: Final = 511
-#: The qcow2 header's limit for a backing file name (qcow2 spec, section "Header", backing_file_size).
-MAX_BACKING_NAME: Final = 1023
 
 #: The largest sector of a disk.
 _BLOCK: Final = 4096
@@ -67,47 +62,3 @@ def check_name(name: str) -> None:
     else:
         return
     raise ImageError(what, path=name, hint="rename the layer (and rebase -u what lies on it), or use squash")
-
-
-def backing_name(descriptor: Path) -> str:
-    """Return the ``json:`` name by which an overlay names the index behind this descriptor.
-
-    Every node says that it is read-only: what asks QEMU for a writable one (commit, ``check -r``) is then refused.
-
-    :param descriptor: absolute path.
-    :raise ImageError: if the name is longer than a qcow2 header can hold.
-    """
-    name = "json:" + json.dumps(
-        {
-            "driver": "qcow2",
-            "read-only": True,
-            "file": {
-                "driver": "vmdk",
-                "read-only": True,
-                "file": {"driver": "file", "read-only": True, "filename": str(descriptor)},
-            },
-        },
-        separators=(",", ":"),
-        ensure_ascii=False,
-    )
-    if len(name.encode(errors="surrogateescape")) > MAX_BACKING_NAME:
-        raise ImageError(
-            f"the path is too long for a backing file name of {MAX_BACKING_NAME} bytes",
-            path=descriptor,
-            hint="move the images to a shorter path",
-        )
-    return name
-
-
-def index_descriptor(name: str) -> Path | None:
-    """Return the descriptor of the index that a backing name stands for, or None where it is none.
-
-    QEMU writes such a name in its own way (``block-stream`` down to the index, say), without the read-only options.
-    """
-    if not name.startswith("json:"):
-        return None
-    try:
-        reference = parse_name(name)
-    except InputError:
-        return None
-    return Path(reference.path) if reference.is_descriptor else None

@@ -12,7 +12,8 @@ import numpy as np
 from chainlift.chain import Kind
 from chainlift.chain.linear import Extent
 from chainlift.lift.build.copying import Copier
-from chainlift.lift.build.descriptor import backing_name, check_name, descriptor_text
+from chainlift.lift.build.descriptor import check_name, descriptor_text
+from chainlift.lift.record.pointer import backing_name
 from chainlift.lift.build.indexfile import PREAMBLE_BYTES, IndexFile, write_all
 from chainlift.lift.build.merge import Fragments, Merger, Pieces, State
 from chainlift.lift.build.room import require_room
@@ -99,7 +100,7 @@ def build_index(
     :param most_extents: copy no more than it takes to be left with so many; None copies what the budget allows.
     :raise ImageError: if a layer's name cannot be written into a VMDK descriptor.
     """
-    name = workspace.fresh_name("index", (".table", ".vmdk"))
+    name = workspace.claim("index")
     builder = _Builder(chain, sources, descriptors, workspace.path, digests)
     with workspace.new_file(f"{name}.table") as table:
         builder.resolve(table)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from chainlift.chain.linear import ExtentsFile
-from chainlift.chain.names import plain_name
+from chainlift.chain.names import format_reference, plain_name
 from chainlift.errors import ImageError
 from chainlift.lift.record.manifest import Pointer
+from chainlift.lift.record.pointer import MAX_BACKING_NAME
 from chainlift.lift.build.merge import Below, Merger
 from chainlift.lift.build.rewrite import rewrite
 from chainlift.qcow2.writer import ImageWriter
@@ -30,7 +29,7 @@ class BuiltSquash:
     """A squash that lies in the workspace under its final name; nothing uses it yet."""
 
     name: str
-    #: Name by which the image has it as its backing file, relative to the image.
+    #: Name by which the image has it as its backing file.
     backing_name: str
     cluster_size: int
     copied: Copied
@@ -77,6 +76,7 @@ def build_squash(
     workspace: Workspace,
     onto: int,
     *,
+    absolute_names: bool = False,
     digests: Sequence[TablesDigest] | None = None,
     rate_bytes_per_s: int | None = None,
     progress: Callable[[int], None] | None = None,
@@ -87,9 +87,11 @@ def build_squash(
     :param descriptors: an open file descriptor for each file of the sources, by its path.
     :param digests: one for each layer, to take in what its tables say.
     :param onto: index of the layer that stays, and is the new one's backing file.
+    :param absolute_names: of the new layer and in it; else they are relative where all may be moved together.
     """
-    name = workspace.fresh_name("squash", (".qcow2",)) + ".qcow2"
-    backing = _backing_of(chain, onto, workspace)
+    # A name that no header can hold is found before gigabytes are copied.
+    backing = _backing_of(chain, onto, workspace, absolute_names=absolute_names)
+    name = workspace.claim("squash") + ".qcow2"
     with (
         workspace.new_path(name) as path,
         ImageWriter(
@@ -98,6 +100,7 @@ def build_squash(
             cluster_size=squash_cluster_size(chain),
             backing_file=backing.name,
             backing_format=backing.format,
+            mode=0o600,
         ) as writer,
     ):
         merger = Merger(chain, sources, writer.cluster_size, below=layers_below(chain, onto), digests=digests)
@@ -113,25 +116,27 @@ def build_squash(
         writer.finish(sync=True)
     return BuiltSquash(
         name=name,
-        backing_name=plain_name(f"{workspace.path.name}/{name}"),
+        backing_name=str(workspace.path / name) if absolute_names else plain_name(f"{workspace.path.name}/{name}"),
         cluster_size=writer.cluster_size,
         copied=done.copied,
         visible_clusters=done.visible_clusters,
     )
 
 
-def _backing_of(chain: Chain, onto: int, workspace: Workspace) -> Pointer:
-    """Return how the new layer names the one it stands on: relative where both may be moved together."""
+def _backing_of(chain: Chain, onto: int, workspace: Workspace, *, absolute_names: bool) -> Pointer:
+    """Return how the new layer names the one it stands on."""
     layer = chain.layers[onto]
     file_format = "raw" if layer.image is None else "qcow2"
-    above = chain.layers[onto - 1].backing_name
-    if isinstance(layer.file, ExtentsFile) and above is not None:
-        return Pointer(name=above, format=file_format)
-    path = os.path.abspath(layer.path)  # noqa: PTH100 - a device keeps the name it was given
-    if not layer.file.is_block_device:
-        path = os.path.realpath(path)
-        directory = os.path.realpath(workspace.path)
-        parent = str(Path(directory).parent)
-        if os.path.commonpath((path, parent)) == parent:
-            path = os.path.relpath(path, directory)
-    return Pointer(name=plain_name(path), format=file_format)
+    # As it was opened, overridden options included: QEMU must read through the squash what it read without.
+    reference = replace(layer.reference, path=os.path.abspath(layer.path), format=file_format)  # noqa: PTH100
+    name = format_reference(reference)
+    parent = f"{workspace.path.parent}/"
+    if not absolute_names and not name.startswith("json:") and name.startswith(parent):
+        name = f"../{name.removeprefix(parent)}"
+    if len(os.fsencode(name)) > MAX_BACKING_NAME:
+        raise ImageError(
+            f"its name in a header would have more than {MAX_BACKING_NAME} bytes",
+            path=layer.path,
+            hint="squash onto another layer with --onto",
+        )
+    return Pointer(name=name, format=file_format)

@@ -1,8 +1,9 @@
-"""``IMAGE.lift/``: the directory beside an image in which its lift lies, and how files come into it.
+"""``IMAGE.lift/``: the directory in which an image's lift is made, and how files come into it.
 
-A file is written under a temporary name, synced and renamed; the manifest comes last, and then the directory is synced,
+A file is written under a temporary name, synced and renamed; the record comes last, and then the directory is synced,
 before anything names what lies in it: whoever looks, after a kill or a power cut, finds a file whole or not at all.
-What a killed run left ends in ``.new``; the next run removes it.
+A lift's number is claimed by a record that says that nobody uses it. What a killed run has left is such a record and
+what has its number, or ends in ``.new``; the next run removes it.
 """
 
 from __future__ import annotations
@@ -11,43 +12,55 @@ import errno
 import fcntl
 import os
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from chainlift.errors import ImageError, OperationError
-from chainlift.lift.record.manifest import NAME, Manifest, read_manifest, write_text
+from chainlift.lift.neighbours.images import NEW_SUFFIX
+from chainlift.lift.ownership import Ownership, make_directory
+from chainlift.lift.record.lifts import lift_directory
+from chainlift.lift.record.manifest import NAME, SUFFIX, Manifest, claim_text, is_unused, write_text
+from chainlift.lift.record.note import WayBack, note_path, note_text, read_note
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
 
-SUFFIX: Final = ".lift"
-#: What a file is called while it is written.
-NEW_SUFFIX: Final = ".new"
-
-
-def lift_directory(image: Path) -> Path:
-    """Return where the lift of this image lies, or would."""
-    return image.with_name(image.name + SUFFIX)
-
-
-def read_lift(image: Path) -> Manifest | None:
-    """Return the manifest of the image's lift, or None where it has none.
-
-    :raise ImageError: if there is one that cannot be read.
-    """
-    path = lift_directory(image) / NAME
-    return read_manifest(path) if path.exists() else None
+#: What the files of a lift with a number may end in; its record's is :data:`SUFFIX`.
+_SUFFIXES: Final = (".table", ".vmdk", ".qcow2")
 
 
 class Workspace:
-    """The directory of one image's lift, held by one process at a time.
+    """The directory in which one image's lifts are made, held by one process at a time.
 
     :param image: the image; absolute.
+    :param parent: the directory in which it is made; None: that of the image itself, where a link leads.
     """
 
-    def __init__(self, image: Path) -> None:
+    def __init__(self, image: Path, parent: Path | None = None) -> None:
         self.image = image
-        self.path = lift_directory(image)
+        real = Path(os.path.realpath(image)) if image.is_symlink() else image
+        self.path = lift_directory(real if parent is None else Path(os.path.abspath(parent)) / real.name)  # noqa: PTH100
+
+    @classmethod
+    def at(cls, directory: Path, image: Path) -> Workspace:
+        """Return the workspace of a lift that is there, whatever its image is called now."""
+        workspace = cls(image)
+        workspace.path = directory
+        return workspace
+
+    def require_place(self) -> None:
+        """Refuse a place that is no file system for a lift.
+
+        :raise ImageError: if it is a directory of device nodes.
+        """
+        place = os.path.realpath(self.path.parent)
+        if (place == "/dev" or place.startswith("/dev/")) and not place.startswith("/dev/shm"):  # noqa: S108
+            raise ImageError(
+                "is a device: a lift cannot lie beside it",
+                path=self.image,
+                hint="name a directory of a file system with --lift-dir",
+            )
 
     @contextmanager
     def hold(self) -> Iterator[Workspace]:
@@ -56,16 +69,18 @@ class Workspace:
         :raise ImageError: if another chainlift works there, something else has the name, or it cannot be made: a
             read-only or full file system.
         """
+        self.require_place()
+        self.ownership = Ownership.of(self.image)
         made = False
         try:
             with suppress(FileExistsError):
-                self.path.mkdir()
+                make_directory(self.path, self.ownership)
                 made = True
             descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError as error:
             if error.errno in (errno.ENOTDIR, errno.ELOOP):
                 raise ImageError("is not a directory", path=self.path, hint="move it away") from error
-            if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT):
+            if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.ENOENT):
                 text = f"cannot be made beside the image: {error.strerror}"
                 raise ImageError(text, path=self.path, hint="a lift needs a place to write to") from error
             raise failed(error, self.path) from error
@@ -84,6 +99,21 @@ class Workspace:
             with suppress(OSError):
                 self.path.rmdir()
 
+    def claim(self, kind: str) -> str:
+        """Take the next number for a lift of this kind; its record says that nobody uses it.
+
+        Numbers are not used again, even where the directory was deleted: an image may still name the old file.
+
+        :return: ``index-1``.
+        """
+        taken = {name.partition(".")[0] for name in (*os.listdir(self.path), *read_note(self.path))}  # noqa: PTH208
+        number = 1
+        while f"{kind}-{number}" in taken:
+            number += 1
+        stem = f"{kind}-{number}"
+        self._write(stem + SUFFIX, claim_text(kind))
+        return stem
+
     @contextmanager
     def new_file(self, name: str) -> Iterator[int]:
         """Make a file under its temporary name; synced and renamed when the block ends well, else removed.
@@ -91,9 +121,10 @@ class Workspace:
         :return: its descriptor, open for reading and writing.
         """
         temporary = self.path / (name + NEW_SUFFIX)
-        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             try:
+                self.ownership.apply(descriptor)
                 yield descriptor
                 os.fsync(descriptor)
             finally:
@@ -110,47 +141,127 @@ class Workspace:
         temporary = self.path / (name + NEW_SUFFIX)
         try:
             yield temporary
+            self.ownership.apply(temporary)
             temporary.replace(self.path / name)
         except BaseException:
             with suppress(OSError):
                 temporary.unlink()
             raise
 
-    def write_manifest(self, manifest: Manifest) -> None:
-        """Replace the manifest; the names of all files in the directory are durable when this returns."""
-        data = write_text(manifest).encode()
-        with self.new_file(NAME) as descriptor:
-            while data:
-                data = data[os.write(descriptor, data) :]
+    def publish(self, stem: str, manifest: Manifest) -> None:
+        """Write the record of a lift, and the note; the names of all its files are durable when this returns.
+
+        The record is readable to whoever may read the image: it holds no content.
+        """
+        file = Path(manifest.files[-1].path).name
+        self._write_note({**read_note(self.path), file: way_back(manifest)})
+        self._write(stem + SUFFIX, write_text(manifest))
         sync_directory(self.path)
 
-    def fresh_name(self, stem: str, suffixes: Collection[str]) -> str:
-        """Return ``stem`` with the first number for which no file with one of these suffixes exists."""
-        number = 1
-        while any((self.path / f"{stem}-{number}{suffix}").exists() for suffix in suffixes):
-            number += 1
-        return f"{stem}-{number}"
-
-    def made_here(self) -> list[Path]:
-        """Return the files that chainlift made here; others are nobody's business."""
-        return sorted(path for path in self.path.iterdir() if _is_ours(path.name))
-
-    def remove(self, paths: Iterable[Path]) -> None:
-        """Remove files and sync the directory."""
-        for path in paths:
-            path.unlink()
+    def write_record(self, record: Path, manifest: Manifest) -> None:
+        """Replace the record of a lift."""
+        self._write(record.name, write_text(manifest))
         sync_directory(self.path)
+
+    def mark_used(self, record: Path, manifest: Manifest) -> Manifest:
+        """Say that an image may name the lift from now on."""
+        used = replace(manifest, used=True)
+        if not manifest.used:
+            self.write_record(record, used)
+        return used
+
+    def remove_lift(self, stem: str) -> list[Path]:
+        """Remove a lift's files, its record last, and its entry in the note; return what was removed."""
+        names = [name for suffix in _SUFFIXES for name in (stem + suffix, stem + suffix + NEW_SUFFIX)]
+        removed = []
+        for name in (*names, stem + SUFFIX + NEW_SUFFIX, stem + SUFFIX):
+            with suppress(FileNotFoundError):
+                (self.path / name).unlink()
+                removed.append(self.path / name)
+        sync_directory(self.path)
+        note = read_note(self.path)
+        left = {file: way for file, way in note.items() if file.partition(".")[0] != stem}
+        if left != note:
+            self._write_note(left)
+        return removed
+
+    def remove_unused(self, stems: Iterable[str]) -> None:
+        """Remove lifts of which their records say that nobody uses them."""
+        for stem in stems:
+            if is_unused(self.path / (stem + SUFFIX)):
+                self.remove_lift(stem)
+
+    def lifts(self) -> list[str]:
+        """Return the lifts that were made here, by their stems (``index-1``), whether or not they have a record."""
+        names = (path.name for path in self.path.iterdir())
+        return sorted({stem for name in names if (stem := _stem(name)) is not None})
+
+    def files_of(self, stem: str) -> list[Path]:
+        """Return the files of a lift that are there, without its record."""
+        return [path for suffix in _SUFFIXES if (path := self.path / (stem + suffix)).exists()]
+
+    def record_of(self, stem: str) -> Path:
+        """Return where a lift's record is: beside its files, or (up to schema 2) in ``manifest.json``."""
+        own = self.path / (stem + SUFFIX)
+        return own if own.exists() or not (self.path / NAME).exists() else self.path / NAME
 
     def _remove_leftovers(self) -> None:
-        for path in self.path.iterdir():
-            if path.name.endswith(NEW_SUFFIX) and _is_ours(path.name.removesuffix(NEW_SUFFIX)):
+        for path in list(self.path.iterdir()):
+            stem = _stem(path.name.removesuffix(NEW_SUFFIX))
+            if path.name.endswith(NEW_SUFFIX) and (stem is not None or path.name == NAME + NEW_SUFFIX):
                 path.unlink()
+            elif path.suffix == SUFFIX and stem is not None and is_unused(path):
+                self.remove_lift(stem)
+
+    def _write_note(self, entries: dict[str, WayBack]) -> None:
+        path = note_path(self.path)
+        if not entries:
+            path.unlink(missing_ok=True)
+        else:
+            write_file(path, note_text(entries).encode(), self.ownership)
+        sync_directory(path.parent)
+
+    def _write(self, name: str, text: str) -> None:
+        with self.new_file(name) as descriptor:
+            _write_all(descriptor, text.encode())
 
 
-def _is_ours(name: str) -> bool:
-    stem, _, number = Path(name).stem.rpartition("-")
-    ours = stem in ("index", "squash") and number.isdecimal()
-    return (ours and Path(name).suffix in (".table", ".vmdk", ".qcow2")) or name in (NAME, NAME + NEW_SUFFIX)
+def way_back(manifest: Manifest) -> WayBack:
+    """Return what a note says of a lift."""
+    return WayBack(manifest.image, manifest.original, manifest.original_path)
+
+
+def write_file(path: Path, data: bytes, ownership: Ownership) -> None:
+    """Replace a file atomically; it is synced, its name is not."""
+    temporary = path.with_name(path.name + NEW_SUFFIX)
+    with suppress(FileNotFoundError):
+        temporary.unlink()
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        try:
+            ownership.apply(descriptor)
+            _write_all(descriptor, data)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        temporary.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(descriptor, data) :]
+
+
+def _stem(name: str) -> str | None:
+    """Return the stem of a file of a lift; None where we do not call files so."""
+    path = Path(name)
+    kind, _, number = path.stem.rpartition("-")
+    ours = kind in ("index", "squash") and number.isdecimal() and path.suffix in (*_SUFFIXES, SUFFIX)
+    return path.stem if ours else None
 
 
 def sync_directory(path: Path) -> None:
@@ -175,3 +286,13 @@ def failed(error: OSError, path: Path) -> OperationError:
     """Return the error for an operation of the file system that failed."""
     hint = "make room and run it again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else None
     return OperationError(f"{error.strerror}, everything is as before", path=error.filename or path, hint=hint)
+
+
+def remove_files(paths: Iterable[Path]) -> None:
+    """Remove files and make that durable."""
+    directories = set()
+    for path in paths:
+        path.unlink(missing_ok=True)
+        directories.add(path.parent)
+    for directory in sorted(directories):
+        sync_directory(directory)

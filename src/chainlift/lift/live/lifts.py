@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, Final
 from chainlift.chain.names import parse_name
 from chainlift.chain.opening import probe_format
 from chainlift.errors import ChainliftError, ImageError
-from chainlift.lift.build.descriptor import backing_name, index_descriptor
 from chainlift.lift.build.workspace import Workspace, lift_directory
 from chainlift.lift.compare.stock import SAMPLE, compare_sample
 from chainlift.lift.lifting import prepare_index
 from chainlift.lift.live import guard
 from chainlift.lift.live.pivot import State
 from chainlift.lift.record.manifest import Pointer
+from chainlift.lift.record.pointer import backing_name, index_descriptor
 from chainlift.lift.record.source import find_source, read_pointer
 from chainlift.lift.restore import original_pointer, refuse_if_used
 from chainlift.lift.target import Target, backing_target

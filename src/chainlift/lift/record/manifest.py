@@ -1,9 +1,15 @@
-"""What a lift stands on, written beside it: ``manifest.json`` in ``IMAGE.lift/``.
+"""What a lift says of itself, written beside its own files: ``index-1.json`` beside ``index-1.vmdk``.
+
+It is found through the pointer that names the lift (:mod:`chainlift.lift.record.lifts`), whatever the lifted image is
+called by then. The file is there before the lift's other files, as a claim to their name; until the lift is about to
+be switched to, it says that nobody can use it, and the next run removes what a killed one has left.
 
 The classes are plain dataclasses, and pydantic validates what is read: to build a first lift nothing is parsed, and
 the import would take longer than merging the tables of 300 layers.
 
-History of :data:`SCHEMA`: 1, the first; 2 (a digest of each layer's L2 tables; 1 can still be read).
+History of :data:`SCHEMA`: 1, the first, one for each directory, in ``manifest.json``; 2 (a digest of each layer's L2
+tables); 3 (a file for each lift, where the original pointer led to, and whether the lift was ever used). 1 and 2 can
+still be read.
 """
 
 from __future__ import annotations
@@ -17,9 +23,11 @@ from chainlift.errors import ImageError
 if TYPE_CHECKING:
     from pathlib import Path
 
-SCHEMA = 2
+SCHEMA = 3
+#: What every record was called up to schema 2.
 NAME = "manifest.json"
-_READABLE = (1, 2)
+SUFFIX = ".json"
+_READABLE = (1, 2, 3)
 #: pydantic's ConfigDict: a key that we do not know means that we do not know what it says.
 _CONFIG: dict[str, Any] = {"extra": "forbid"}
 
@@ -85,9 +93,9 @@ class Manifest:
     kind: Literal["index", "squash"]
     chainlift: str
     created_at: str
-    #: The lifted image, absolute; where it moved, verify says so.
+    #: The image that was lifted, absolute, as it was called then: for people; nothing is decided by it.
     image: str
-    #: What its header named before: restoring writes this again.
+    #: What its header named before it was lifted for the first time: restoring writes this again.
     original: Pointer
     #: What its header names now.
     lifted: Pointer
@@ -105,10 +113,16 @@ class Manifest:
     extents: int = 0
     #: Shared with the layers by the file system.
     cloned_bytes: int = 0
+    #: The file that :attr:`original` led to, absolute; None where that was not one plain file.
+    original_path: str | None = None
+    #: Whether an image may name the lift: said before the first switch, and true from then on.
+    used: bool = True
+    #: Files of lifts that the image stood on before this one, which it does not need any more; absolute.
+    supersedes: list[str] = field(default_factory=list)
 
 
 def write_text(manifest: Manifest) -> str:
-    """Return the manifest as it is written: a line for each key and each layer."""
+    """Return a record as it is written: a line for each key and each layer."""
     # Not json's own indentation: with it a list of 1,000 layers takes longer than their tables.
     lines = [f'"schema": {SCHEMA}']
     for key, value in vars(manifest).items():
@@ -120,11 +134,25 @@ def write_text(manifest: Manifest) -> str:
     return "{\n " + ",\n ".join(lines) + "\n}\n"
 
 
+def claim_text(kind: str) -> str:
+    """Return what stands in a record's place while the lift is built."""
+    return json.dumps({"schema": SCHEMA, "kind": kind, "used": False}) + "\n"
+
+
+def is_unused(path: Path) -> bool:
+    """Whether a record says that its lift was never switched to, and nobody can use it."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(data, dict) and data.get("schema") in _READABLE and data.get("used") is False
+
+
 def read_manifest(path: Path) -> Manifest:
-    """Read a manifest.
+    """Read a record.
 
     :param path: the file.
-    :raise ImageError: if it is missing, of another schema, or no manifest.
+    :raise ImageError: if it is missing, of another schema, or no record.
     """
     from pydantic import TypeAdapter, ValidationError
 
@@ -133,8 +161,8 @@ def read_manifest(path: Path) -> Manifest:
         schema = data.pop("schema")
     except OSError as error:
         raise ImageError(f"cannot be read: {error.strerror}", path=path) from error
-    except (ValueError, AttributeError, KeyError, TypeError) as error:
-        raise ImageError(f"is not a manifest of a lift: {error}", path=path) from error
+    except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
+        raise ImageError(f"is not the record of a lift: {error}", path=path) from error
     if schema not in _READABLE:
         hint = "use the chainlift that made it" if isinstance(schema, int) and schema > SCHEMA else None
         raise ImageError(f"has schema {schema!r}, this chainlift reads {SCHEMA}", path=path, hint=hint)

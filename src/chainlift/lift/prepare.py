@@ -1,12 +1,12 @@
-"""A lift from beginning to end: built beside the image, described, and only then put in use.
+"""A lift, built beside an image and described, while nothing uses it.
 
-Building and switching are apart. :func:`prepare_index` and :func:`prepare_squash` leave the lift in ``IMAGE.lift/``,
-synced and described by its manifest, while nothing uses it; the caller then switches the header (:func:`lift_index`
-does) or a running VM, and says :meth:`Prepared.settle`.
+:func:`prepare_index` and :func:`prepare_squash` leave the lift in ``IMAGE.lift/``, synced and described by its record.
+Who called them switches the disk and says :meth:`Prepared.mark_used` before, or else :meth:`Prepared.discard`.
 """
 
 from __future__ import annotations
 
+import os
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,71 +16,59 @@ from typing import TYPE_CHECKING, Literal
 
 from chainlift._version import __version__
 from chainlift.chain.digest import TablesDigest
-from chainlift.errors import ChainliftError
+from chainlift.errors import ImageError
 from chainlift.lift.build.copying import Copied
 from chainlift.lift.build.files import Sources
 from chainlift.lift.build.index import build_index, least_room
 from chainlift.lift.build.room import require_room, require_room_for_copy
 from chainlift.lift.build.squash import build_squash, find_onto, layers_below, squash_cluster_size
 from chainlift.lift.build.workspace import Workspace, as_errors
-from chainlift.lift.delete import Deletion, delete_layers, finish_deletion, plan_deletion
-from chainlift.lift.neighbours.locks import LayerLocks, refuse_if_open
-from chainlift.lift.record.manifest import NAME, Manifest, Pointer
-from chainlift.lift.record.source import describe_layers, find_source, identify, read_pointer, require_liftable
-from chainlift.lift.switch import require_writable, switch_pointer
-from chainlift.lift.tidy import remove_unused
+from chainlift.lift.neighbours.links import reached_by_link
+from chainlift.lift.neighbours.locks import LayerLocks
+from chainlift.lift.record.identity import describe_layers, identify
+from chainlift.lift.record.manifest import SUFFIX, Manifest, Pointer
+from chainlift.lift.record.pointer import led_to, refer
+from chainlift.lift.record.source import find_source, require_liftable
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Iterator, Sequence
 
     from chainlift.chain import Chain
     from chainlift.lift.build.index import BuiltIndex
     from chainlift.lift.build.squash import BuiltSquash
     from chainlift.lift.record.source import Source
-    from chainlift.qemu.binary import Qemu
 
 
-@dataclass(frozen=True)
+@dataclass
 class Prepared:
     """A lift that lies ready. The layers stay locked against writers, and the directory is held, while it is open."""
 
     manifest: Manifest
     workspace: Workspace
-    #: The manifest that was there before.
-    before: Manifest | None
+    #: What the image stood on when the lift was built.
+    before: Pointer
+
+    @property
+    def record(self) -> Path:
+        """Where its record is."""
+        return self.workspace.path / (self._stem + SUFFIX)
+
+    @property
+    def _stem(self) -> str:
+        return Path(self.manifest.files[-1].path).stem
+
+    def mark_used(self) -> None:
+        """Say that an image may name the lift from now on: no later run may take it for a leftover."""
+        self.manifest = self.workspace.mark_used(self.record, self.manifest)
+
+    def rewrite(self, manifest: Manifest) -> None:
+        """Replace the record."""
+        self.manifest = manifest
+        self.workspace.write_record(self.record, manifest)
 
     def discard(self) -> None:
-        """Remove the lift again, where the image's header does not name it; an older lift stays as it was.
-
-        Not for a lift that a running QEMU may have open.
-        """
-        pointer = read_pointer(Path(self.manifest.image))[1]
-        if pointer is not None and pointer.name == self.manifest.lifted.name:
-            return
-        files = [Path(file.path) for file in self.manifest.files]
-        if self.before is not None:
-            self.workspace.write_manifest(self.before)
-        else:
-            files.append(self.workspace.path / NAME)
-        self.workspace.remove(files)
-
-    @contextmanager
-    def undone_on_error(self) -> Iterator[None]:
-        """Discard the lift if the block fails."""
-        try:
-            yield
-        except BaseException:
-            # The first error is the one to tell.
-            with suppress(ChainliftError, OSError):
-                self.discard()
-            raise
-
-    def settle(self) -> None:
-        """Remove what an older lift of the image left: the switch is done."""
-        remove_unused(
-            self.workspace, self.manifest, keep=[NAME, *(Path(file.path).name for file in self.manifest.files)]
-        )
+        """Remove the lift again; only where nobody can have it open or name it."""
+        self.workspace.remove_lift(self._stem)
 
 
 @dataclass(frozen=True)
@@ -106,9 +94,9 @@ class _Work:
         extents: int = 0,
         copied: Copied,
     ) -> Prepared:
-        """Write the manifest of what was built.
+        """Write the record of what was built.
 
-        :param files: names in the workspace.
+        :param files: names in the workspace; the last is what an image names.
         :param onto: index of the layer that a squash stands on.
         """
         described = describe_layers(self.chain, self.sources, built.visible_clusters, self.digests)
@@ -128,51 +116,69 @@ class _Work:
             cluster_size_bytes=built.cluster_size,
             copied_bytes=copied.copied_bytes,
             cloned_bytes=copied.cloned_bytes,
+            original_path=_original_path(self.source),
+            used=False,
+            supersedes=_supersedes(self.source),
         )
-        self.workspace.write_manifest(manifest)
-        return Prepared(manifest, self.workspace, self.source.manifest)
+        self.workspace.publish(Path(files[-1]).stem, manifest)
+        return Prepared(manifest, self.workspace, self.source.current)
+
+
+def _original_path(source: Source) -> str | None:
+    reference = refer(source.image, source.original)
+    if not reference.follows_header or reference.is_descriptor:
+        return None
+    return str(led_to(source.image, source.original))
+
+
+def _supersedes(source: Source) -> list[str]:
+    """Return the lifts that the image needs no more once it stands on the new one: this one's, and those before."""
+    if source.lift is None or not source.lift.can_be_undone:
+        return []
+    return [str(source.lift.file), *source.lift.manifest.supersedes]
 
 
 @contextmanager
 def _working_on(
-    image: str | os.PathLike[str], check: Callable[[Path, Chain, Sources, dict[str, int]], None]
+    image: str | os.PathLike[str],
+    check: Callable[[Path, Chain, Sources, dict[str, int]], None],
+    *,
+    current: Pointer | None,
+    parent: Path | None,
 ) -> Iterator[_Work]:
     """Open the chain under an image for a lift.
 
     :param check: called with the directory, the chain, its files and their descriptors before anything is made; raises
         to refuse.
+    :param current: what the image stands on, where that is known better than by its header.
+    :param parent: the directory in which ``IMAGE.lift/`` is made; None: the image's.
     """
-    source = find_source(image)
-    workspace = Workspace(source.image)
+    source = find_source(image, current)
+    workspace = Workspace(source.image, parent)
+    workspace.require_place()
     with as_errors(workspace), source.open_original() as chain:
         require_liftable(chain)
         sources = Sources(chain)
         with LayerLocks(files_of(chain, sources)) as locks:
-            check(source.image.parent, chain, sources, locks.descriptors)
+            check(workspace.path.parent, chain, sources, locks.descriptors)
             with workspace.hold():
                 digests = [TablesDigest() for _ in chain.layers]
-                yield _Work(source, chain, sources, workspace, locks.descriptors, digests)
-
-
-def _check_index(directory: Path, chain: Chain, sources: Sources, descriptors: dict[str, int]) -> None:  # noqa: ARG001
-    require_room(directory, least_room(chain))
-
-
-def _check_squash(
-    onto: str | os.PathLike[str] | None,
-    directory: Path,
-    chain: Chain,
-    sources: Sources,
-    descriptors: dict[str, int],
-) -> None:
-    below = layers_below(chain, find_onto(chain, onto))
-    require_room_for_copy(directory, chain, sources, descriptors, squash_cluster_size(chain), below=below)
+                before = set(workspace.lifts())
+                try:
+                    yield _Work(source, chain, sources, workspace, locks.descriptors, digests)
+                except BaseException:
+                    # Of what was begun here and not published nothing stays; the first error is the one to tell.
+                    with suppress(OSError, ImageError):
+                        workspace.remove_unused(set(workspace.lifts()) - before)
+                    raise
 
 
 @contextmanager
 def prepare_index(
     image: str | os.PathLike[str],
     *,
+    current: Pointer | None = None,
+    parent: Path | None = None,
     copy_budget_bytes: int = 0,
     most_extents: int | None = None,
     rate_bytes_per_s: int | None = None,
@@ -180,6 +186,8 @@ def prepare_index(
 ) -> Iterator[Prepared]:
     """Build the index of everything under the image.
 
+    :param current: what the image stands on, where that is known better than by its header.
+    :param parent: the directory in which ``IMAGE.lift/`` is made; None: the image's.
     :param copy_budget_bytes: how much of the smallest layers may be copied, so that fewer extents remain.
     :param most_extents: copy no more than it takes to be left with so many; None copies what the budget allows.
     :param rate_bytes_per_s: copy at most so fast.
@@ -187,7 +195,7 @@ def prepare_index(
     :raise ImageError: if the image or its chain cannot be lifted; nothing is left behind.
     :raise OperationError: if the file system failed; nothing is left behind.
     """
-    with _working_on(image, _check_index) as work:
+    with _working_on(image, _check_index, current=current, parent=parent) as work:
         built = build_index(
             work.chain,
             work.sources,
@@ -203,84 +211,63 @@ def prepare_index(
         yield work.publish("index", built, [built.table, built.descriptor], extents=built.extents, copied=copied)
 
 
-def lift_index(
-    image: str | os.PathLike[str],
-    qemu: Qemu,
-    *,
-    copy_budget_bytes: int = 0,
-    progress: Callable[[int], None] | None = None,
-) -> Manifest:
-    """Build the index of everything under an image that no QEMU has open, and switch the image to it.
-
-    :raise ImageError: as :func:`prepare_index`, or if a QEMU has the image open.
-    """
-    refuse_if_open(Path(image))
-    require_writable(Path(image))
-    with prepare_index(image, copy_budget_bytes=copy_budget_bytes, progress=progress) as prepared:
-        with prepared.undone_on_error():
-            switch_pointer(qemu, Path(prepared.manifest.image), prepared.manifest.lifted)
-        prepared.settle()
-        return prepared.manifest
-
-
 @contextmanager
 def prepare_squash(
     image: str | os.PathLike[str],
     *,
+    current: Pointer | None = None,
+    parent: Path | None = None,
+    absolute_names: bool = False,
     onto: str | os.PathLike[str] | None = None,
+    finish: Callable[[Chain, int, Path], None] | None = None,
     rate_bytes_per_s: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Iterator[Prepared]:
     """Write everything between the image and a layer below it as one layer.
 
+    :param current: what the image stands on, where that is known better than by its header.
+    :param parent: the directory in which ``IMAGE.lift/`` is made; None: the image's.
+    :param absolute_names: wanted in any case; they are written, too, where the image is reached by links.
     :param onto: path of the layer that the new one stands on; None: the base.
+    :param finish: called with the chain, the number of the layer that stays and the new file, before it is described.
     :param rate_bytes_per_s: copy at most so fast.
     :param progress: called with the bytes copied so far.
     :raise ImageError: if the image or its chain cannot be lifted; nothing is left behind.
     :raise OperationError: if the file system failed; nothing is left behind.
     """
-    with _working_on(image, partial(_check_squash, onto)) as work:
+    with _working_on(image, partial(_check_squash, onto), current=current, parent=parent) as work:
         number = find_onto(work.chain, onto)
+        path = work.source.image
+        absolute = absolute_names or parent is not None or work.source.original.name.startswith("/")
         built = build_squash(
             work.chain,
             work.sources,
             work.descriptors,
             work.workspace,
             number,
+            absolute_names=absolute or reached_by_link(path) is not None,
             digests=work.digests,
             rate_bytes_per_s=rate_bytes_per_s,
             progress=progress,
         )
+        if finish is not None:
+            finish(work.chain, number, work.workspace.path / built.name)
         yield work.publish("squash", built, [built.name], onto=number, copied=built.copied)
 
 
-def lift_squash(
-    image: str | os.PathLike[str],
-    qemu: Qemu,
-    *,
-    onto: str | os.PathLike[str] | None = None,
-    delete_in: Sequence[Path] | None = None,
-    progress: Callable[[int], None] | None = None,
-) -> tuple[Manifest, Deletion | None]:
-    """Squash everything between an image that no QEMU has open and a layer below it, and switch the image to that.
+def _check_index(directory: Path, chain: Chain, sources: Sources, descriptors: dict[str, int]) -> None:  # noqa: ARG001
+    require_room(directory, least_room(chain))
 
-    :param delete_in: delete the replaced layers, after a comparison, where no image in these directories uses them; or
-        what a run that was killed has left of them.
-    :return: the manifest, and what was deleted and kept.
-    :raise ImageError: as :func:`prepare_squash`, or if a QEMU has the image open.
-    """
-    refuse_if_open(Path(image))
-    require_writable(Path(image))
-    if delete_in is not None and (finished := finish_deletion(Path(image), delete_in)) is not None:
-        return finished
-    with prepare_squash(image, onto=onto, progress=progress) as prepared:
-        with prepared.undone_on_error():
-            deletion = None if delete_in is None else plan_deletion(prepared, delete_in, progress)
-            switch_pointer(qemu, Path(prepared.manifest.image), prepared.manifest.lifted)
-        prepared.settle()
-        if deletion is not None:
-            delete_layers(prepared, deletion)
-        return prepared.manifest, deletion
+
+def _check_squash(
+    onto: str | os.PathLike[str] | None,
+    directory: Path,
+    chain: Chain,
+    sources: Sources,
+    descriptors: dict[str, int],
+) -> None:
+    below = layers_below(chain, find_onto(chain, onto))
+    require_room_for_copy(directory, chain, sources, descriptors, squash_cluster_size(chain), below=below)
 
 
 def files_of(chain: Chain, sources: Sources) -> dict[str, Path]:

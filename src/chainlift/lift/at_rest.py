@@ -1,0 +1,142 @@
+"""A disk at rest: nobody has the image open, and ``qemu-img rebase -u`` switches the name in its header.
+
+Nothing else of a lift touches an image, and this is always the last step. QEMU's own tool rewrites the header cluster
+in one write, under QEMU's own locks; the chain is not opened.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from chainlift.errors import ChainliftError, ImageError, OperationError, UnknownStateError
+from chainlift.lift.compare.stock import compare_stock
+from chainlift.lift.disk import Change, Standing
+from chainlift.lift.neighbours.locks import refuse_if_open
+from chainlift.lift.record.identity import absolute_name
+from chainlift.lift.record.pointer import read_pointer
+from chainlift.qemu.process import run_tool
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from chainlift.lift.record.manifest import Pointer
+    from chainlift.qemu.binary import Qemu
+
+
+class DiskAtRest:
+    """An image that no QEMU has open. See :class:`chainlift.lift.disk.Disk`.
+
+    :param image: as a person names it; a symbolic link is followed as QEMU follows it.
+    :param qemu: with ``qemu-img``, and for a comparison ``qemu-storage-daemon``.
+    """
+
+    def __init__(self, image: str | os.PathLike[str], qemu: Qemu) -> None:
+        self._image = Path(absolute_name(os.fspath(image)))
+        self._qemu = qemu
+
+    @property
+    def image(self) -> Path:
+        """The active layer's file."""
+        return self._image
+
+    @property
+    def qemu(self) -> Qemu:
+        """Whose tools compare and switch."""
+        return self._qemu
+
+    def check(self) -> None:
+        """Refuse an image that a QEMU has open, or that cannot be written to."""
+        _require_free(self._image)
+
+    def standing(self) -> list[Standing]:
+        """Return what the header names; the headers below are as good for everybody."""
+        return [Standing(self._image, read_pointer(self._image)[1])]
+
+    def compare(
+        self, changes: Sequence[Change], *, content: bool = False, progress: Callable[[int], None] | None = None
+    ) -> None:
+        """Compare both sides of each change through a storage daemon of our own."""
+        for change in changes:
+            compare_stock(self._qemu, change.owner, change.old, change.new, content=content, progress=progress)
+
+    def switch(self, changes: Sequence[Change]) -> None:
+        """Switch header after header; where one fails, those before are switched back."""
+        for change in changes:
+            _require_free(change.owner)
+            _require_unchanged(change)
+        done: list[Change] = []
+        try:
+            for change in changes:
+                _switch(self._qemu, change.owner, change.new)
+                done.append(change)
+        except BaseException as error:
+            self._undo(changes[: len(done) + 1], error)
+            raise
+
+    def has_switched(self, changes: Sequence[Change]) -> bool:
+        """Whether a header names a new side, or cannot be read."""
+        try:
+            return any(_named(change.owner) != change.old.name for change in changes)
+        except ChainliftError:
+            return True
+
+    def _undo(self, changes: Sequence[Change], cause: BaseException) -> None:
+        for change in reversed(changes):
+            try:
+                if _named(change.owner) != change.old.name:
+                    _switch(self._qemu, change.owner, change.old)
+            except ChainliftError as error:
+                raise UnknownStateError(
+                    f"{cause}; it could not be undone ({error.what})",
+                    path=change.owner,
+                    hint=f"it reads the same bytes if its header names {change.old.name!r} or {change.new.name!r}",
+                ) from cause
+
+
+def _require_free(image: Path) -> None:
+    refuse_if_open(image)
+    if not os.access(image, os.W_OK):
+        raise ImageError("cannot be written to", path=image, hint="a lift changes the name in its header")
+
+
+def _require_unchanged(change: Change) -> None:
+    """Refuse an image whose header somebody else has changed while the lift was built."""
+    if _named(change.owner) != change.old.name:
+        raise ImageError(
+            "names another backing file than it did when this began", path=change.owner, hint="run it again"
+        )
+
+
+def _named(image: Path) -> str | None:
+    pointer = read_pointer(image)[1]
+    return None if pointer is None else pointer.name
+
+
+def _switch(qemu: Qemu, image: Path, pointer: Pointer) -> None:
+    """Make the image name this backing file.
+
+    :raise ImageError: if a QEMU has the image open.
+    :raise QemuError: if qemu-img refuses.
+    :raise OperationError: if the header does not say it afterwards.
+    """
+    real = os.path.realpath(image)
+    driver = "host_device" if Path(real).is_block_device() else "file"
+    options = f"driver=qcow2,file.driver={driver},file.filename={real.replace(',', ',,')}"
+    backing_format = [] if pointer.format is None else ["-F", pointer.format]
+    command = qemu.command("img", "rebase", "-u", "--image-opts", *backing_format, "-b", pointer.name, options)
+    run_tool(command, environment=qemu.environment)
+    if _named(image) != pointer.name:
+        raise OperationError("qemu-img rebase -u did not change the backing file name", path=image)
+    _sync(image)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        raise OperationError(f"its header could not be synced: {error.strerror}", path=path) from error
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,268 @@
+"""What can be done to a disk: each verb once, whoever holds the disk.
+
+A verb checks, prepares, compares, checks again, switches and settles. Before the switch the record says that the lift
+may be used; whatever fails before that leaves nothing behind, and after it what is in use is asked of the disk.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from chainlift.errors import AnswerIsNo, ChainliftError, ImageError, InputError
+from chainlift.lift.delete import Deletion, delete_layers, finish_deletion, plan_deletion
+from chainlift.lift.disk import Change
+from chainlift.lift.find import FoundLift, find_lifts, merged
+from chainlift.lift.neighbours.carried import carry_bitmaps, refuse_bitmaps
+from chainlift.lift.prepare import prepare_index, prepare_squash
+from chainlift.lift.record.lifts import find_lift
+from chainlift.lift.tidy import Tidied, remove_lifts, require_removable
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Collection, Iterator, Sequence
+    from contextlib import AbstractContextManager
+
+    from chainlift.chain import Chain
+    from chainlift.lift.disk import Disk
+    from chainlift.lift.prepare import Prepared
+    from chainlift.lift.record.manifest import Manifest, Pointer
+
+
+@dataclass(frozen=True)
+class Lifted:
+    """What a lift did."""
+
+    manifest: Manifest
+    #: Layers that were deleted and kept, where that was asked for.
+    deletion: Deletion | None = None
+    #: Lifts that this one replaces: removed where that was asked for, else kept.
+    tidied: Tidied = field(default_factory=Tidied)
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What restoring did, or would do."""
+
+    #: The lifts that were taken out, the uppermost first.
+    found: list[FoundLift]
+    tidied: Tidied = field(default_factory=Tidied)
+
+
+def index(
+    disk: Disk,
+    *,
+    copy_budget_bytes: int = 0,
+    most_extents: int | None = None,
+    drop_bitmaps: bool = False,
+    content: bool = False,
+    clean: bool = False,
+    parent: Path | None = None,
+    search: Sequence[Path] = (),
+    rate_bytes_per_s: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Lifted:
+    """Build the index of everything under a disk's active layer, and switch the disk to it.
+
+    :param copy_budget_bytes: how much of the smallest layers may be copied, so that fewer extents remain.
+    :param most_extents: copy no more than it takes to be left with so many; None copies what the budget allows.
+    :param drop_bitmaps: go on although layers have persistent bitmaps, which cannot be reached any more afterwards.
+    :param content: compare everything before the switch, not only a sample.
+    :param clean: remove the lifts that this one replaces, where nobody else needs them.
+    :param parent: the directory in which ``IMAGE.lift/`` is made; None: the image's.
+    :param search: directories in which other images are looked for, besides the image's.
+    :param rate_bytes_per_s: copy at most so fast.
+    :param progress: called with the bytes copied so far, then with those compared.
+    :raise InputError: if the disk cannot be lifted; nothing was touched.
+    :raise AnswerIsNo: if the comparison differs; nothing was switched.
+    :raise OperationError: if something failed; everything is as before.
+    :raise UnknownStateError: if it is not known what is left.
+    """
+    disk.check()
+    current = _current(disk)
+    if not drop_bitmaps:
+        refuse_bitmaps(disk.image, current)
+    prepare = prepare_index(
+        disk.image,
+        current=current,
+        parent=parent,
+        copy_budget_bytes=copy_budget_bytes,
+        most_extents=most_extents,
+        rate_bytes_per_s=rate_bytes_per_s,
+        progress=progress,
+    )
+    with _in_use(disk, prepare, content=content, progress=progress) as prepared:
+        return Lifted(prepared.manifest, tidied=_settle(disk, prepared, clean=clean, search=search))
+
+
+def squash(
+    disk: Disk,
+    *,
+    onto: str | os.PathLike[str] | None = None,
+    delete_layers_in: Sequence[Path] | None = None,
+    content: bool = False,
+    clean: bool = False,
+    parent: Path | None = None,
+    search: Sequence[Path] = (),
+    absolute_names: bool = False,
+    rate_bytes_per_s: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Lifted:
+    """Write everything between a disk's active layer and a layer below as one layer, and switch the disk to it.
+
+    Persistent bitmaps of the layers that are replaced are carried over.
+
+    :param onto: path of the layer that the new one stands on; None: the base.
+    :param delete_layers_in: delete the replaced layers, after a comparison of every byte, where nobody needs them; these
+        directories are searched for other images. Or what a run that was killed has left of them.
+    :param absolute_names: in the headers, in any case; see :func:`chainlift.lift.prepare.prepare_squash`.
+    :return: also what was deleted and kept.
+
+    The other parameters and errors are those of :func:`index`.
+    """
+    disk.check()
+    current = _current(disk)
+    if delete_layers_in is not None and (finished := finish_deletion(disk.image, current, delete_layers_in)):
+        return Lifted(*finished)
+    prepare = prepare_squash(
+        disk.image,
+        current=current,
+        parent=parent,
+        absolute_names=absolute_names,
+        onto=onto,
+        finish=partial(_carry_bitmaps, disk),
+        rate_bytes_per_s=rate_bytes_per_s,
+        progress=progress,
+    )
+    deletes = delete_layers_in is not None
+    with _in_use(disk, prepare, content=content or deletes, progress=progress) as prepared:
+        deletion = None
+        if delete_layers_in is not None:
+            deletion = plan_deletion(disk.image, prepared.manifest, delete_layers_in)
+            delete_layers(prepared, deletion)
+        return Lifted(prepared.manifest, deletion, _settle(disk, prepared, clean=clean, search=search))
+
+
+def restore(
+    disk: Disk,
+    *,
+    only: Collection[str] = (),
+    clean: bool = False,
+    dry_run: bool = False,
+    content: bool = False,
+    search: Sequence[Path] = (),
+    progress: Callable[[int], None] | None = None,
+) -> Restored:
+    """Take lifts out of a disk's chain, wherever they are: every image names what it named before again.
+
+    :param only: these lifts, each named by its file or by the image that stands on it; empty: all.
+    :param clean: remove their files, too, where nobody else needs them.
+    :param dry_run: only say which.
+    :param content: compare everything before the switch, not only a sample.
+    :param search: directories in which other images are looked for, besides the image's.
+    :raise ImageError: if the disk stands on no lift, or there is no way back.
+    """
+    found = find_lifts(disk)
+    if not found:
+        raise _not_lifted(disk)
+    if only:
+        found = _chosen(found, only)
+    if dry_run:
+        return Restored(found)
+    disk.check()
+    if clean:
+        require_removable(entry.lift.file for entry in found)
+    changes = merged(found)
+    uncertain = {entry.change.owner for entry in found if not entry.is_certain}
+    try:
+        for change in changes:
+            disk.compare([change], content=content or change.owner in uncertain, progress=progress)
+    except AnswerIsNo as error:
+        hint = "a layer was changed or replaced since; chainlift verify says which"
+        raise AnswerIsNo(error.what, path=error.path, hint=hint) from error
+    disk.check()
+    disk.switch(changes)
+    tidied = Tidied()
+    if clean:
+        files = [Path(name) for entry in found for name in (entry.lift.file, *entry.lift.manifest.supersedes)]
+        tidied = remove_lifts(files, image=disk.image, search=search)
+    return Restored(found, tidied)
+
+
+def _current(disk: Disk) -> Pointer | None:
+    standing = disk.standing()
+    return standing[0].pointer if standing else None
+
+
+@contextmanager
+def _in_use(
+    disk: Disk,
+    prepare: AbstractContextManager[Prepared],
+    *,
+    content: bool,
+    progress: Callable[[int], None] | None,
+) -> Iterator[Prepared]:
+    """Build a lift and switch the disk to it; the block runs while the layers and the directory are still held."""
+    with prepare as prepared:
+        changes = [Change(disk.image, prepared.before, prepared.manifest.lifted)]
+        disk.compare(changes, content=content, progress=progress)
+        # Building may have taken minutes: what was allowed before must still be.
+        disk.check()
+        prepared.mark_used()
+        try:
+            disk.switch(changes)
+        except BaseException:
+            if not _may_have_switched(disk, changes):
+                # The first error is the one to tell.
+                with suppress(ChainliftError, OSError):
+                    prepared.discard()
+            raise
+        yield prepared
+
+
+def _may_have_switched(disk: Disk, changes: Sequence[Change]) -> bool:
+    try:
+        return disk.has_switched(changes)
+    except Exception:  # noqa: BLE001 - whatever it is: nobody could tell us
+        return True
+
+
+def _settle(disk: Disk, prepared: Prepared, *, clean: bool, search: Sequence[Path]) -> Tidied:
+    files = [Path(name) for name in prepared.manifest.supersedes]
+    if not clean:
+        return Tidied(kept={path: "it was not asked for" for path in files if path.exists()})
+    return remove_lifts(files, image=disk.image, search=search, held=prepared.workspace)
+
+
+def _carry_bitmaps(disk: Disk, chain: Chain, onto: int, target: Path) -> None:
+    carry_bitmaps(disk.qemu, chain.layers[:onto], target)
+
+
+def _not_lifted(disk: Disk) -> ImageError:
+    pointer = _current(disk)
+    lift = None if pointer is None else find_lift(disk.image, pointer)
+    if lift is not None:
+        return ImageError(
+            "its original layers were deleted when it was squashed", path=disk.image, hint="there is no way back"
+        )
+    return ImageError("is not lifted", path=disk.image, hint="there is nothing to restore")
+
+
+def _chosen(found: Sequence[FoundLift], only: Collection[str]) -> list[FoundLift]:
+    import os
+
+    chosen = []
+    wanted = {os.path.realpath(name): name for name in only}
+    for entry in found:
+        names = {os.path.realpath(entry.lift.file), os.path.realpath(entry.change.owner)}
+        if names & wanted.keys():
+            chosen.append(entry)
+            for name in names:
+                wanted.pop(name, None)
+    if wanted:
+        known = ", ".join(str(entry.lift.file) for entry in found)
+        raise InputError("is no lift of this chain", path=next(iter(wanted.values())), hint=f"there are: {known}")
+    return chosen

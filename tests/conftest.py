@@ -1,18 +1,56 @@
 import signal
 
 import pytest
+from tests.support import need, releases
+
+from chainlift.qemu.binary import find_qemu
 
 # A shell starts background jobs with SIGINT ignored, and children inherit that: tests of Ctrl-C need the default.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+QEMUS = pytest.StashKey()
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="run the tests marked `long` too")
+    parser.addoption(
+        "--qemu",
+        action="append",
+        default=[],
+        metavar="SPEC",
+        help="run tests that take a release of QEMU on this one (host, debian:SUITE); default: all that are there",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[QEMUS] = releases.chosen(config.getoption("--qemu"))
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    there = config.stash[QEMUS]
+    lines = [f"{qemu.label} {qemu.version_text}" for qemu in there]
+    lines += [f"{spec} is not there" for spec in config.getoption("--qemu") if spec not in {q.label for q in there}]
+    return f"QEMU: {', '.join(lines) or 'none'}"
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    releases.parametrize(metafunc, metafunc.config.stash[QEMUS])
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not config.getoption("--long"):
-        skip = pytest.mark.skip(reason="only in script/test --long")
-        for item in items:
-            if "long" in item.keywords:
-                item.add_marker(skip)
+    unwanted = [releases.NONE.name, *([] if config.getoption("--long") else ["long"])]
+    left_out = [item for item in items if any(map(item.get_closest_marker, unwanted))]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for mark in item.iter_markers("needs"):
+        need.check(mark.args)
+
+
+@pytest.fixture(scope="session")
+def any_qemu(request):
+    """Each QEMU that is there: the host's, and the releases that `chainlift qemu add` has unpacked."""
+    return find_qemu(request.param, need=["img", "io", "storage-daemon"])

@@ -9,7 +9,7 @@ import pytest
 UNIT = Path(__file__).parents[1] / "contrib" / "chainlift-watch.service"
 
 
-@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd-analyze here")
+@pytest.mark.needs("systemd")
 def test_systemd_finds_nothing_wrong_with_the_unit(tmp_path):
     # It also looks whether the program is there.
     text = UNIT.read_text().replace("/usr/local/bin/chainlift", shutil.which("true"))

@@ -1,5 +1,4 @@
 import re
-import shutil
 import subprocess
 
 import pytest
@@ -7,7 +6,7 @@ import pytest
 from chainlift.guest.initramfs import Initramfs
 
 
-@pytest.mark.skipif(shutil.which("cpio") is None, reason="needs cpio to judge")
+@pytest.mark.needs("cpio")
 def test_cpio_reads_what_we_write(tmp_path):
     image = Initramfs().file("init", b"#!/bin/sh\n", executable=True).symlink("lib64/ld.so", "/lib/ld.so")
     image.file("usr/share/odd length", b"x" * 4097).character_device("dev/console", 5, 1)

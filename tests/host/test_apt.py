@@ -93,7 +93,7 @@ def test_a_suite_that_does_not_exist_is_bad_input():
 
 
 @pytest.mark.long
-@pytest.mark.skipif(os.geteuid() != 0, reason="is about root becoming a user")
+@pytest.mark.needs("root")
 def test_a_user_can_add_a_release(tmp_path):
     tmp_path.chmod(0o777)
     for parent in tmp_path.parents:

@@ -1,5 +1,4 @@
 import os
-import shutil
 import stat
 import time
 
@@ -9,7 +8,7 @@ from chainlift.errors import MissingToolError, OperationError
 from chainlift.host import packages
 from chainlift.host.packages import download_and_unpack, libraries, resolve, versions_in
 
-needs_apt = pytest.mark.skipif(shutil.which("apt-get") is None, reason="needs a Debian host")
+needs_apt = pytest.mark.needs("apt")
 
 
 @pytest.fixture

@@ -1,5 +1,4 @@
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -68,7 +67,7 @@ def test_no_perf_says_which_package(monkeypatch, tmp_path):
         PerfRecorder(os.getpid(), tmp_path / "perf.data")
 
 
-needs_perf = pytest.mark.skipif(shutil.which("perf") is None, reason="needs perf")
+needs_perf = pytest.mark.needs("perf")
 SPIN = "import time\nend = time.monotonic() + 60\nwhile time.monotonic() < end: sum(range(1000))"
 
 

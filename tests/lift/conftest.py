@@ -5,32 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from chainlift.errors import MissingToolError
 from chainlift.qemu.binary import find_qemu
-from chainlift.qemu.releases import added_releases
 
 
 @pytest.fixture(scope="session")
 def host_qemu():
-    try:
-        return find_qemu("host", need=["img", "io"])
-    except MissingToolError as error:
-        pytest.skip(str(error))
-
-
-def _labels():
-    found = [qemu.label for qemu in added_releases()]
-    wanted = ["debian:bullseye", "debian:trixie", "debian:trixie-backports"]
-    return ["host", *(found or wanted)]
-
-
-@pytest.fixture(scope="session", params=_labels())
-def any_qemu(request):
-    """Each QEMU that is there: the host's, and the releases that `chainlift qemu add` has unpacked."""
-    try:
-        return find_qemu(request.param, need=["img", "io", "storage-daemon"])
-    except MissingToolError as error:
-        pytest.skip(str(error))
+    return find_qemu("host", need=["img", "io"])
 
 
 @pytest.fixture

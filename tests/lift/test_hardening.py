@@ -7,7 +7,7 @@ import time
 from contextlib import ExitStack, closing
 
 import pytest
-from tests.lift.test_index import plain_chain
+from tests.support.chains import plain_chain
 
 from chainlift.lift.build.indexfile import PREAMBLE_BYTES
 from chainlift.lift.build.workspace import lift_directory

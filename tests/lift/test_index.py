@@ -7,8 +7,9 @@ import subprocess
 
 import numpy as np
 import pytest
-from tests.support.chains import make_chain
+from tests.support.chains import make_chain, plain_chain
 from tests.support.luks import create_encrypted
+from tests.support.need import missing
 
 from chainlift.chain import open_chain
 from chainlift.chain.summary import summarize
@@ -75,24 +76,6 @@ def test_an_index_reads_the_same_bytes(tmp_path, seed, host_qemu, tool, same, re
     check_lifted(image, manifest, raw, same, tool, host_qemu)
 
 
-def plain_chain(directory, length=4, name="layer{}.qcow2"):
-    directory.mkdir(exist_ok=True)
-    backing = None
-    for number in range(length + 1):
-        path = directory / name.format(number)
-        clusters = [number, 10, 20 + number] if number else list(range(32))
-        write_image(
-            path,
-            virtual_size=4 << 20,
-            clusters=clusters,
-            data=lambda c, n=number: bytes([(n * 40 + c) % 251]) * 65536,
-            backing_file=backing,
-            backing_format=backing and "qcow2",
-        )
-        backing = path.name
-    return path
-
-
 def test_nothing_is_copied_and_layers_that_cannot_be_seen_have_no_extent(tmp_path, host_qemu, same, reference):
     image = plain_chain(tmp_path / "c")
     # Layer 2 is hidden altogether by what layer 3 has.
@@ -150,7 +133,7 @@ def test_an_index_is_read_through_io_uring(tmp_path, host_qemu):
                         check=False)  # fmt: skip
 
     if read(image).returncode:
-        pytest.skip("no io_uring here")
+        missing("io_uring")
     lift_index(image, host_qemu)
     for _ in range(8):
         assert read(image).returncode == 0
@@ -343,6 +326,8 @@ def test_compressed_clusters_are_pointed_at(tmp_path, host_qemu, tool, same, ref
     manifest = lift_index(image, host_qemu)
     assert manifest.copied_bytes == (10 * 65536 if kind == "both" else 0)
     check_lifted(image, manifest, raw, same, tool, host_qemu)
-    if kind != "zlib" and tool(any_qemu, "img", "info", middle)[0] != 0:
-        pytest.skip(f"QEMU {any_qemu.label} was built without zstd")
+    status, said = tool(any_qemu, "img", "info", middle)
+    if kind != "zlib" and status != 0:
+        assert "compression type" in said  # Debian built 5.2 without zstd
+        return
     assert same(image, raw, any_qemu)

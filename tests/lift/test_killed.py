@@ -24,7 +24,7 @@ from chainlift.qcow2.writer import write_image
 pytestmark = [
     pytest.mark.integration,
     pytest.mark.timeout(3000),
-    pytest.mark.skipif(not faults.can_trace(), reason="the harness knows x86-64 Linux alone"),
+    pytest.mark.needs("x86-64"),
 ]
 
 SIZE = 1 << 20

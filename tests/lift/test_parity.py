@@ -1,12 +1,10 @@
-"""Each lift of the random chains of tests/chain/test_parity.py reads as stock QEMU reads the chain."""
+"""Each lift of the random chains of tests/support/chain_machine.py reads as stock QEMU reads the chain."""
 
 import os
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
-from hypothesis.stateful import run_state_machine_as_test
-from tests.chain.test_parity import ChainMachine
+from tests.support.chain_machine import ChainMachine, run_machine
 
 from chainlift.chain import open_chain
 from chainlift.errors import ImageError
@@ -66,27 +64,12 @@ class LiftMachine(ChainMachine):
         assert verify_lift(image, content=True)[1] == [], self.log
 
 
-def run_machine(chains):
-    run_state_machine_as_test(
-        LiftMachine,
-        settings=settings(
-            max_examples=chains,
-            stateful_step_count=8,
-            deadline=None,
-            suppress_health_check=list(HealthCheck),
-            database=None,
-            print_blob=True,
-            phases=[Phase.explicit, Phase.reuse, Phase.generate],
-        ),
-    )
-
-
 @pytest.mark.timeout(900)
 def test_a_few_random_chains_lifted_in_every_way():
-    run_machine(8)
+    run_machine(LiftMachine, 8)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(7200)
 def test_many_random_chains_lifted_in_every_way():
-    run_machine(400)
+    run_machine(LiftMachine, 400)

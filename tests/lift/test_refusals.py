@@ -2,10 +2,10 @@
 
 import os
 import shutil
-import subprocess
 
 import pytest
-from tests.lift.test_index import plain_chain
+from tests.support import mounts
+from tests.support.chains import plain_chain
 from tests.support.luks import create_encrypted
 
 from chainlift.cli.main import main
@@ -41,15 +41,8 @@ def mounted(tmp_path):
     place = tmp_path / "mounted"
     place.mkdir()
 
-    def mount(options):
-        return subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", options, "none", str(place)], capture_output=True
-        ).returncode
-
-    if mount("size=8m"):
-        pytest.skip("no file system can be mounted here (needs root)")
-    yield place, lambda options: mount(f"remount,{options}")
-    subprocess.run(["umount", str(place)], check=True)
+    with mounts.in_memory(place, "8m"):
+        yield place, lambda options: mounts.mount(place, "-o", f"remount,{options}")
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -57,9 +50,9 @@ def test_a_read_only_file_system(mounted, capsys, contents, verb):
     place, remount = mounted
     image = plain_chain(place / "c", length=3)
     before = contents(place)
-    assert remount("ro") == 0
+    assert remount("ro") == ""
     assert "read-only" in refused(capsys, *arguments_of(verb, image)).replace("cannot be written to", "read-only")
-    assert remount("rw") == 0
+    assert remount("rw") == ""
     assert contents(place) == before
     assert not lift_directory(image).exists()
 
@@ -100,7 +93,7 @@ def test_restore_on_a_read_only_file_system(mounted, host_qemu, capsys, contents
     image = plain_chain(place / "c", length=3)
     lift_index(image, host_qemu)
     before = contents(place)
-    assert remount("ro") == 0
+    assert remount("ro") == ""
     assert "cannot be written to" in refused(capsys, "restore", image)
     assert contents(place) == before
 

@@ -1,10 +1,8 @@
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
-from tests.lift.test_index import plain_chain
-from tests.support.chains import make_chain
+from tests.support.chains import make_chain, plain_chain
+from tests.support.mounts import on_a_loop_device
 
 from chainlift.chain import open_chain
 from chainlift.errors import ImageError, OperationError
@@ -210,15 +208,10 @@ def test_a_plan_recommends_few_extents_where_the_copy_is_short(absorbed_bytes, r
 @pytest.fixture(params=["xfs", "btrfs"])
 def reflinks(tmp_path, request):
     """A directory on a file system that shares blocks."""
-    disk, mount = tmp_path / "disk", tmp_path / "mount"
+    mount = tmp_path / "mount"
     mount.mkdir()
-    with disk.open("wb") as stream:
-        stream.truncate(400 << 20)
-    for command in ([f"mkfs.{request.param}", "-q", disk], ["mount", "-o", "loop", disk, mount]):
-        if shutil.which(command[0]) is None or subprocess.run(command, capture_output=True).returncode:
-            pytest.skip(f"no {request.param} can be made and mounted here (needs root and a loop device)")
-    yield mount
-    subprocess.run(["umount", str(mount)], check=True)
+    with on_a_loop_device(mount, request.param, tmp_path / "disk", 400 << 20):
+        yield mount
 
 
 def test_nothing_is_copied_where_the_file_system_shares_blocks(reflinks, host_qemu, same):

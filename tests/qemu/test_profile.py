@@ -45,7 +45,7 @@ def long_enough(image, workload, scratch):
     return profile
 
 
-needs_perf = pytest.mark.skipif(shutil.which("perf") is None, reason="needs perf")
+needs_perf = pytest.mark.needs("perf")
 
 
 def test_what_virtual_cpus_do_is_told_from_the_block_layers_work():

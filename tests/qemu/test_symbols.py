@@ -18,9 +18,7 @@ static __attribute__((noinline)) int hidden(int n) { volatile int s = 0; while (
 __attribute__((noinline)) int shown(int n) { return hidden(n) + 1; }
 int main(int count, char **words) { (void)words; return shown(count) == 0; }
 """
-needs_compiler = pytest.mark.skipif(
-    not all(map(shutil.which, ("gcc", "objcopy", "strip"))), reason="needs gcc and binutils"
-)
+needs_compiler = pytest.mark.needs("compiler")
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +136,7 @@ def server(tmp_path):
 
 
 @needs_compiler
-@pytest.mark.skipif(shutil.which("debuginfod-find") is None, reason="needs debuginfod-find (package debuginfod)")
+@pytest.mark.needs("debuginfod")
 def test_debuginfod_is_asked_where_it_is_configured(program, nowhere, server, monkeypatch, tmp_path):
     root, url = server
     build_id = read_elf(program / "stripped").build_id

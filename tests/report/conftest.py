@@ -2,17 +2,14 @@
 
 import shutil
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from tests.support.results import RECORDED, make_environment
 
 from chainlift.report import write_report
-from chainlift.results.model import ChainShape, Environment, QemuFacts, Sample
+from chainlift.results.model import ChainShape, Sample
 from chainlift.results.store import ResultDirectory
-
-RECORDED = Path(__file__).parent / "recorded"
-NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 @pytest.fixture
@@ -50,34 +47,3 @@ def make(tmp_path: Path) -> Maker:
         return directory.path
 
     return maker
-
-
-def make_environment(**more: object) -> Environment:
-    facts: dict[str, object] = {
-        "chainlift": "0",
-        "started_at": NOW,
-        "cpu": "a CPU",
-        "cpus": 2,
-        "memory_bytes": 1 << 33,
-        "host_kernel": "6.1",
-        "operating_system": "Debian",
-        "cache_mode": "writeback",
-        "qemus": [
-            QemuFacts(label="host", binary="/usr/bin/qemu", version="7.2.22 (Debian 1:7.2)", source="host",
-                      accelerator="kvm")
-        ],
-    }  # fmt: skip
-    return Environment.model_validate({**facts, **more})
-
-
-def host_read(length: int, wall_s: float, *, repeat: int = 0, **more: object) -> Sample:
-    """1,000 reads of 4 KiB."""
-    facts: dict[str, object] = {
-        "test": "host",
-        "variant": "4k-strided-d1",
-        "length": length,
-        "repeat": repeat,
-        "started_at": NOW,
-        "metrics": {"wall_s": wall_s, "requests": 1000, "bytes": 4096000, "cpu_user_s": wall_s * 0.9},
-    }
-    return Sample.model_validate({**facts, **more})

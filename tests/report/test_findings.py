@@ -1,4 +1,5 @@
 import pytest
+from tests.support.results import host_read
 
 from chainlift.report.data import Results
 from chainlift.report.explain import explanation, verdicts
@@ -12,8 +13,6 @@ from chainlift.report.findings import (
 )
 from chainlift.report.warnings import warnings
 from chainlift.results.model import QemuFacts
-
-from .conftest import host_read
 
 
 def results(path):

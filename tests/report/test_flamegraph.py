@@ -1,6 +1,5 @@
 import json
 import re
-import shutil
 import subprocess
 import xml.etree.ElementTree as ET
 from html import unescape
@@ -113,7 +112,7 @@ const type = (text) => { const input = svg.querySelector("input"); input.value =
 const text = (name) => svg.querySelector("." + name).textContent;
 """
 
-needs_chromium = pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
+needs_chromium = pytest.mark.needs("chromium")
 
 
 @needs_chromium

@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from tests.support.results import RECORDED, host_read
 
 from chainlift.errors import InputError, MissingToolError
 from chainlift.report import style, write_report
@@ -15,8 +16,6 @@ from chainlift.report.figures import draw_all
 from chainlift.report.page import render
 from chainlift.results.model import ChainShape, FilePlace, GuestFacts, QemuFacts
 from chainlift.results.store import ResultDirectory
-
-from .conftest import RECORDED, host_read
 
 _VOID = {"meta", "link", "br", "hr", "img", "input"}
 

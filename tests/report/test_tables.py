@@ -1,12 +1,12 @@
 import json
 
+from tests.support.results import NOW, host_read
+
 from chainlift.report import result_tables
 from chainlift.report.data import Results
 from chainlift.report.tables import attempts_table
 from chainlift.results.model import LimitAttempt
 from chainlift.results.store import ResultDirectory
-
-from .conftest import NOW, host_read
 
 
 def test_a_table_has_medians_spread_and_ratios_by_length(make):

@@ -1,7 +1,5 @@
 """The tests of a plan that work without a guest: profiles, streams in a storage daemon, limits."""
 
-import shutil
-
 import pytest
 
 from chainlift.qemu.binary import find_qemu
@@ -81,7 +79,7 @@ def test_a_stream_in_a_storage_daemon_is_timed_and_leaves_the_chain_alone(setup)
 
 
 @pytest.mark.integration
-@pytest.mark.skipif(shutil.which("perf") is None, reason="needs perf")
+@pytest.mark.needs("perf")
 def test_a_profile_keeps_its_stacks_beside_the_samples(setup):
     (reading,) = ProfileProbe("host-4k").measure(setup)
     assert reading.outcome == "ok"

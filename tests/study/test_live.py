@@ -3,12 +3,11 @@ import signal
 import subprocess
 
 import pytest
+from tests.support.study import LIVE
 
 from chainlift.study.chain_store import ChainDirectory
 from chainlift.study.live import fio_arguments
 from chainlift.study.plan import load_plan, parse_plan
-
-from .conftest import LIVE
 
 
 def test_the_pace_speeds_the_rate_up_and_nothing_else():

@@ -66,6 +66,30 @@ def make_chain(directory: Path, seed: int, *, length: int | None = None, size: i
     return directory / name
 
 
+def plain_chain(directory: Path, length: int = 4, name: str = "layer{}.qcow2") -> Path:
+    """Make a chain of so many layers over a base of 2 MiB; return its active layer.
+
+    Every layer has a cluster of its own, one that all have, and hides one of the base.
+
+    :param name: what a layer is called by its number.
+    """
+    directory.mkdir(exist_ok=True)
+    backing = None
+    for number in range(length + 1):
+        path = directory / name.format(number)
+        clusters = [number, 10, 20 + number] if number else list(range(32))
+        write_image(
+            path,
+            virtual_size=4 << 20,
+            clusters=clusters,
+            data=lambda c, n=number: bytes([(n * 40 + c) % 251]) * 65536,
+            backing_file=backing,
+            backing_format=backing and "qcow2",
+        )
+        backing = path.name
+    return path
+
+
 def _content(seed: int, length: int, compressible: bool = False) -> bytes:
     rng = random.Random(zlib.crc32(str(seed).encode()))
     if compressible:

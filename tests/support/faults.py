@@ -12,7 +12,6 @@ import contextlib
 import ctypes
 import errno
 import os
-import platform
 import signal
 import struct
 import sys
@@ -71,11 +70,6 @@ class Trace:
     #: The verb's exit status, None if it was killed.
     status: int | None = None
     stderr: str = ""
-
-
-def can_trace() -> bool:
-    """Whether this machine is one that the harness knows."""
-    return sys.platform == "linux" and platform.machine() == "x86_64"
 
 
 def run(

@@ -3,6 +3,7 @@ import random
 import subprocess
 
 import pytest
+from tests.support.mounts import on_a_loop_device
 
 from chainlift.lift.build.copying import Copier, can_clone
 
@@ -82,15 +83,7 @@ def test_an_error_of_the_destination_comes_out(tmp_path, sources):
 def test_blocks_are_shared_where_the_file_system_can(tmp_path, kind):
     image, mount = tmp_path / "disk", tmp_path / "mount"
     mount.mkdir()
-    with image.open("wb") as stream:
-        stream.truncate(400 << 20)
-    made = subprocess.run([f"mkfs.{kind}", "-q", str(image)], capture_output=True)
-    if (
-        made.returncode
-        or subprocess.run(["mount", "-o", "loop", str(image), str(mount)], capture_output=True).returncode
-    ):
-        pytest.skip(f"no {kind} can be made and mounted here (needs root and a loop device)")
-    try:
+    with on_a_loop_device(mount, kind, image, 400 << 20):
         (mount / "in").write_bytes(os.urandom(8 << 20))
         source, out = os.open(mount / "in", os.O_RDONLY), os.open(mount / "out", os.O_RDWR | os.O_CREAT)
         directory = os.open(mount, os.O_RDONLY)
@@ -102,5 +95,3 @@ def test_blocks_are_shared_where_the_file_system_can(tmp_path, kind):
         assert os.pread(out, 4 << 20, 0) == os.pread(source, 4 << 20, 1 << 20)
         for descriptor in (source, out, directory):
             os.close(descriptor)
-    finally:
-        subprocess.run(["umount", str(mount)], check=True)

@@ -8,6 +8,8 @@ import time
 from contextlib import suppress
 
 import pytest
+from tests.support.daemon import read_all
+from tests.support.owned_chain import everything
 
 from chainlift.errors import ChainliftError, ImageError, InputError
 from chainlift.lift.lifting import prepare_index
@@ -29,14 +31,6 @@ CHANGING = (
 def steps_of_one_layer(monkeypatch):
     """The old chain is closed in steps of one layer, however fast QEMU is: always the same commands."""
     monkeypatch.setattr(closing, "_STEP_S", 0.0)
-
-
-def everything(chain) -> bytes:
-    return b"".join(chain.block(number) for number in range(chain.virtual_size // 4096))
-
-
-def read_all(client) -> bytes:
-    return b"".join(client.read(offset, 1 << 20) for offset in range(0, client.size_bytes, 1 << 20))
 
 
 def run(verb, daemon) -> None:
@@ -232,7 +226,7 @@ def test_chainlift_killed_while_the_header_names_the_old_chain(make_chain, start
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("qemu", ["host", "debian:trixie", "debian:trixie-backports"])
+@pytest.mark.qemu(since=(6, 1))
 @pytest.mark.parametrize("verb", ["stream", "index of libvirt's"])
 @pytest.mark.parametrize("victim", ["chainlift", "QEMU"])
 def test_killed_at_every_command_while_the_header_names_the_old_chain(
@@ -245,7 +239,7 @@ def test_killed_at_every_command_while_the_header_names_the_old_chain(
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("qemu", ["host", "debian:trixie", "debian:trixie-backports"])
+@pytest.mark.qemu(since=(6, 1))
 def test_chainlift_killed_at_every_command(make_chain, start_daemon, same_bytes, qemu):
     killed = chainlift_killed(make_chain, start_daemon, same_bytes, qemu=qemu, every=True)
     sys.stdout.write(f"{qemu}: chainlift was killed at {killed} points\n")
@@ -254,7 +248,7 @@ def test_chainlift_killed_at_every_command(make_chain, start_daemon, same_bytes,
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("qemu", ["host", "debian:trixie", "debian:trixie-backports"])
+@pytest.mark.qemu(since=(6, 1))
 def test_qemu_killed_at_every_command(make_chain, start_daemon, same_bytes, qemu):
     killed = qemu_killed(make_chain, start_daemon, same_bytes, qemu=qemu, every=True)
     sys.stdout.write(f"{qemu}: QEMU was killed at {killed} points\n")

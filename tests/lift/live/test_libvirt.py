@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from tests.support.need import missing
 
 from chainlift.errors import InputError, QemuError
 from chainlift.lift.lifting import prepare_squash
@@ -20,7 +21,7 @@ from chainlift.lift.live.stream import stream_live
 
 pytestmark = [
     pytest.mark.integration,
-    pytest.mark.skipif(not (shutil.which("libvirtd") and shutil.which("virsh")), reason="no libvirt here"),
+    pytest.mark.needs("libvirt"),
 ]
 DOMAIN = """
 <domain type='qemu'><name>chainlift's</name><memory unit='MiB'>32</memory><vcpu>1</vcpu>
@@ -65,10 +66,10 @@ def place():
             if subprocess.run(["virsh", "-q", "list"], capture_output=True).returncode == 0:
                 break
             if daemon.poll() is not None:
-                pytest.skip(f"libvirtd does not run here: {(path / 'log').read_text()[-300:]}")
+                missing("libvirt", f"libvirtd does not run: {(path / 'log').read_text()[-300:]}")
             time.sleep(0.1)
         else:
-            pytest.skip("libvirtd does not answer")
+            missing("libvirt", "libvirtd does not answer")
         yield path
 
 

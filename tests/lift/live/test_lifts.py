@@ -3,6 +3,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+from tests.support.daemon import read_all
+from tests.support.owned_chain import everything
 
 from chainlift.errors import AnswerIsNo, ImageError, InputError, OperationError
 from chainlift.lift.lifting import prepare_index, prepare_squash
@@ -12,14 +14,6 @@ from chainlift.lift.record.source import find_source
 from chainlift.qemu.binary import find_qemu
 
 pytestmark = pytest.mark.integration
-
-
-def everything(chain) -> bytes:
-    return b"".join(chain.block(number) for number in range(chain.virtual_size // 4096))
-
-
-def read_all(client) -> bytes:
-    return b"".join(client.read(offset, 1 << 20) for offset in range(0, client.size_bytes, 1 << 20))
 
 
 @pytest.fixture
@@ -196,20 +190,18 @@ def test_a_restore_without_one_of_the_layers_leaves_the_lift_in_place(make_chain
         assert read_all(client) == everything(chain)
 
 
-def test_an_export_in_an_iothread_of_an_old_qemu_is_refused(make_chain, start_daemon, qemu):
-    if qemu.version >= (9, 0, 0):
-        pytest.skip("this QEMU survives it")
+@pytest.mark.qemu(since=(6, 1), before=(9, 0))
+def test_an_export_in_an_iothread_of_an_old_qemu_is_refused(make_chain, start_daemon, any_qemu):
     chain = make_chain(2)
-    daemon = start_daemon(chain.active, export=",iothread=io0", extra=("--object", "iothread,id=io0"))
+    iothread = ("--object", "iothread,id=io0")
+    daemon = start_daemon(chain.active, qemu=any_qemu.label, export=",iothread=io0", extra=iothread)
     with pytest.raises(InputError, match="may die if a disk is switched that it exports from an iothread"):
-        index(daemon, chain, qemu)
+        index(daemon, chain, any_qemu)
 
 
-def test_a_qemu_without_blockdev_reopen_is_refused(make_chain, start_daemon):
+@pytest.mark.qemu(before=(6, 1))
+def test_a_qemu_without_blockdev_reopen_is_refused(make_chain, start_daemon, any_qemu):
     chain = make_chain(2)
-    try:
-        daemon = start_daemon(chain.active, qemu="debian:bullseye")
-    except InputError as error:
-        pytest.skip(f"no QEMU 5.2 here: {error}")
+    daemon = start_daemon(chain.active, qemu=any_qemu.label)
     with pytest.raises(InputError, match="no blockdev-reopen"), contextlib.ExitStack() as stack:
         stack.enter_context(open_session(daemon.qmp))

@@ -3,6 +3,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from tests.support.daemon import read_all
+from tests.support.owned_chain import everything
 
 from chainlift.errors import ImageError, InputError, QemuError
 from chainlift.lift.live.graph import read_graph
@@ -11,14 +13,6 @@ from chainlift.lift.live.session import open_session, read_pointer
 from chainlift.lift.target import Target, backing_target
 
 pytestmark = pytest.mark.integration
-
-
-def everything(chain) -> bytes:
-    return b"".join(chain.block(number) for number in range(chain.virtual_size // 4096))
-
-
-def read_all(client) -> bytes:
-    return b"".join(client.read(offset, 1 << 20) for offset in range(0, client.size_bytes, 1 << 20))
 
 
 def squash(chain) -> Path:

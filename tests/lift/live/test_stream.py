@@ -1,6 +1,8 @@
 import time
 
 import pytest
+from tests.support.daemon import read_all
+from tests.support.owned_chain import everything
 
 from chainlift.errors import InputError, QemuCrashed, QemuError
 from chainlift.lift.live.session import open_session, read_pointer
@@ -8,14 +10,6 @@ from chainlift.lift.live.stream import stream_live
 from chainlift.qemu.binary import find_qemu
 
 pytestmark = pytest.mark.integration
-
-
-def everything(chain) -> bytes:
-    return b"".join(chain.block(number) for number in range(chain.virtual_size // 4096))
-
-
-def read_all(client) -> bytes:
-    return b"".join(client.read(offset, 1 << 20) for offset in range(0, client.size_bytes, 1 << 20))
 
 
 def test_a_streamed_disk_stands_alone_and_nothing_of_the_index_is_left(make_chain, start_daemon):
@@ -76,12 +70,8 @@ def test_a_job_that_is_cancelled_leaves_the_disk_on_its_chain(make_chain, start_
         assert read_all(client) == everything(chain)
 
 
-@pytest.mark.parametrize("qemu", ["debian:trixie", "debian:trixie-backports"])
+@pytest.mark.qemu(since=(9, 0))
 def test_where_an_export_in_an_iothread_would_end_qemu_a_stream_is_refused(make_chain, start_daemon, qemu):
-    try:
-        find_qemu(qemu, need=("storage-daemon",))
-    except InputError as error:
-        pytest.skip(f"no QEMU {qemu} here: {error}")
     chain = make_chain(4)
     iothread = ("--object", "iothread,id=io0")
     daemon = start_daemon(chain.active, qemu=qemu, export=",iothread=io0", extra=iothread)

@@ -2,7 +2,7 @@ import json
 import shutil
 
 import pytest
-from tests.lift.test_index import plain_chain
+from tests.support.chains import plain_chain
 
 from chainlift.cli.main import main
 from chainlift.lift.build.workspace import lift_directory

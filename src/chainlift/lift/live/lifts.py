@@ -5,38 +5,30 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from chainlift.chain.names import parse_name
-from chainlift.chain.opening import probe_format
-from chainlift.errors import ChainliftError, ImageError
-from chainlift.lift.build.descriptor import backing_name, index_descriptor
-from chainlift.lift.build.workspace import Workspace, lift_directory
-from chainlift.lift.compare.stock import SAMPLE, compare_sample
+from chainlift.errors import AnswerIsNo, ChainliftError, ImageError, InputError, OperationError
+from chainlift.lift.build.workspace import Workspace
+from chainlift.lift.disk import Change
 from chainlift.lift.lifting import prepare_index
-from chainlift.lift.live import guard
-from chainlift.lift.live.pivot import State
-from chainlift.lift.record.manifest import Pointer
-from chainlift.lift.record.source import find_source, read_pointer
+from chainlift.lift.live.disk import compare_changes, refuse_other_chain
+from chainlift.lift.live.layers import layers_under, standing
+from chainlift.lift.live.switch import switch_live
+from chainlift.lift.record.source import find_source, points_into
 from chainlift.lift.restore import original_pointer, refuse_if_used
-from chainlift.lift.target import Target, backing_target
 from chainlift.lift.tidy import remove_unused
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
     from contextlib import AbstractContextManager
 
     from chainlift.lift.lifting import Prepared
-    from chainlift.lift.live.graph import BlockGraph
+    from chainlift.lift.live.pivot import State
     from chainlift.lift.live.session import LiveSession
     from chainlift.lift.live.steps import Timings
-    from chainlift.lift.record.manifest import Manifest
+    from chainlift.lift.record.manifest import Manifest, Pointer
     from chainlift.qemu.binary import Qemu
 
-#: A chain that is longer is opened layer by layer: 300 in one command stop the main loop for 0.2 to 0.6 s.
-_FEW_LAYERS: Final = 32
-_LONGEST: Final = 10_000
 #: From here on every change of the graph polls all nodes there are (``bdrv_drain_all_begin()`` in block.c).
 _POLLS_ALL: Final = (10, 1, 0)
 #: So many extents of an index keep QEMU's main loop for less than 0.1 s when they are added or closed, from this
@@ -97,25 +89,32 @@ def lift_live(
     """
     refuse_other_chain(session)
     with prepare as prepared:
-        pivot = session.pivot(after=after)
+        manifest = prepared.manifest
         try:
-            target = backing_target(session.image, prepared.manifest.lifted.name, prepared.manifest.lifted.format)
             if qemu is not None:
-                pieces = None if content else SAMPLE
-                compare_sample(qemu, session.image, target, pieces=pieces, progress=progress if content else None)
+                change = _change(session, manifest.lifted)
+                compare_changes(session, [change], qemu, content=content, progress=progress)
             # Building may have taken minutes: what was allowed before must still be.
             session.refresh()
             session.check()
             refuse_other_chain(session)
-            pivot.run(target, persist=not (session.is_libvirts and prepared.manifest.kind == "index"))
-        except ChainliftError:
-            if pivot.state is State.START:
-                # The first error is the one to tell.
-                with suppress(OSError, ChainliftError):
-                    prepared.discard()
+            persist = not (session.is_libvirts and manifest.kind == "index")
+            pivot = switch_live(session, [_change(session, manifest.lifted)], persist=persist, after=after)
+        except (AnswerIsNo, InputError, OperationError):
+            # Of these each says that nothing was switched. The first error is the one to tell.
+            with suppress(OSError, ChainliftError):
+                prepared.discard()
             raise
         prepared.settle()
-        return LiveResult(prepared.manifest, pivot.timings, pivot.left)
+        return LiveResult(manifest, pivot.timings, pivot.left)
+
+
+def _change(session: LiveSession, pointer: Pointer) -> Change:
+    """Return the change of the active layer's pointer."""
+    now = standing(session.graph, session.disk.node, session.image)[0].pointer
+    if now is None:
+        raise ImageError("stands on nothing in QEMU: there is no chain to lift", path=session.image)
+    return Change(session.image, now, pointer)
 
 
 def restore_live(
@@ -132,103 +131,21 @@ def restore_live(
     source = find_source(image)
     manifest = source.manifest
     # Not `is_lifted`: a run killed before its switch has left a newer manifest than the lift that is in use.
-    backing = session.graph.child(session.disk.node, "backing")
-    is_used = source.current.name != source.original.name or _opened_lift(session.graph, backing, image) is not None
-    if manifest is None or not is_used:
+    now = standing(session.graph, session.disk.node, image)[0].pointer
+    if manifest is None or now is None or not points_into(image, now):
         raise ImageError("is not lifted", path=image, hint="there is nothing to restore")
     if clean:
         refuse_if_used(image, manifest)
     refuse_other_chain(session)
     pointer = original_pointer(manifest)
-    layers = layers_under(image, pointer)
-    for layer in layers:
+    for layer in layers_under(image, pointer):
         if not layer.path.exists():
             raise ImageError("is gone", path=layer.path, hint="the chain cannot be restored without it")
-    target = backing_target(image, pointer.name, pointer.format)
-    one_by_one = len(layers) > _FEW_LAYERS and all(layer.is_named_so for layer in layers)
-    if one_by_one:
-        target = Target(target.pointer, layers[0].options, tuple(layer.options for layer in layers[1:]))
     with Workspace(image).hold() as workspace:
-        pivot = session.pivot(after=after)
-        pivot.run(target, name_layers=one_by_one)
+        pivot = switch_live(session, [Change(image, now, pointer)], after=after)
         if clean:
             remove_unused(workspace, manifest, keep=[])
     return LiveResult(manifest, pivot.timings, pivot.left)
-
-
-@dataclass(frozen=True)
-class DiskLayer:
-    """A layer as the headers on disk name it."""
-
-    #: Its file; of an index, its descriptor.
-    path: Path
-    format: str
-    #: How QEMU opens it by itself.
-    options: Mapping[str, Any]
-    #: Whether the header above it has just the name that QEMU would give it. If not, and the node is opened by itself,
-    #: QEMU takes it for overridden and names every node over it ``json:`` with all of the chain inside: at 300 layers
-    #: that costs minutes at every query (``bdrv_backing_overridden()`` in block.c).
-    is_named_so: bool = False
-
-
-def _opened_lift(graph: BlockGraph, node: str | None, image: Path) -> Path | None:
-    """Return the file of a lift of this image that QEMU has open in a node, whatever the image's header names."""
-    opened = None if node is None else graph.protocol_file(node)
-    return Path(opened) if opened is not None and Path(opened).parent == lift_directory(image) else None
-
-
-def layers_under(
-    image: Path, pointer: Pointer | None, lift_of: Callable[[int, Path], Pointer | None] | None = None
-) -> list[DiskLayer]:
-    """Return everything under an image as the headers say, top first; an index counts as one, and is the last.
-
-    :param pointer: what to begin with: the image's backing file, now or before.
-    :param lift_of: says of a layer's depth and path whether it stands on a lift that its header does not name.
-    :raise ImageError: if a header cannot be read, or the chain is a loop.
-    """
-    layers: list[DiskLayer] = []
-    path = image
-    while pointer is not None:
-        if lift_of is not None:
-            pointer = lift_of(len(layers), path) or pointer
-        descriptor = index_descriptor(pointer.name)
-        if descriptor is not None:
-            layers.append(DiskLayer(descriptor, "qcow2", backing_target(path, pointer.name, "qcow2").options))
-            break
-        reference = parse_name(pointer.name, named_in=str(path), file_format=pointer.format)
-        path = Path(reference.path)
-        layer_format = reference.format or _probe(path)
-        driver = "host_device" if path.is_block_device() else "file"
-        file = {"driver": driver, "read-only": True, "filename": str(path)}
-        options = {"driver": layer_format, "read-only": True, "file": file}
-        layers.append(DiskLayer(path, layer_format, options, str(path) == pointer.name))
-        if len(layers) > _LONGEST:
-            raise ImageError(f"has more than {_LONGEST} layers under it", path=image)
-        pointer = read_pointer(path)[1] if layer_format == "qcow2" else None
-    return layers
-
-
-def refuse_other_chain(session: LiveSession) -> None:
-    """Refuse if the chain in QEMU is not the one that the headers on disk describe.
-
-    :raise ImageError: naming the first layer that differs.
-    """
-    graph = session.graph
-    nodes = graph.backing_chain(session.disk.node)
-
-    # Under libvirt no header names an index, and a stream that was killed leaves one that none names.
-    def lift_of(depth: int, path: Path) -> Pointer | None:
-        opened = _opened_lift(graph, nodes[depth + 1] if depth + 1 < len(nodes) else None, path)
-        return Pointer(name=backing_name(opened), format="qcow2") if opened and opened.suffix == ".vmdk" else None
-
-    layers = layers_under(session.image, read_pointer(session.image)[1], lift_of)
-    chain = [(session.image, "qcow2"), *((layer.path, layer.format) for layer in layers)]
-    guard.refuse_other_chain(graph, session.disk.node, chain, session.peer)
-
-
-def _probe(path: Path) -> str:
-    with path.open("rb") as file:
-        return probe_format(file.read(4096))
 
 
 def be_gentle() -> None:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 from chainlift.errors import QemuError
 from chainlift.lift.compare.stock import compare_sample
+from chainlift.lift.live.disk import refuse_other_chain
 from chainlift.lift.live.job import StreamJob
-from chainlift.lift.live.lifts import prepare_live_index, refuse_other_chain
+from chainlift.lift.live.lifts import prepare_live_index
 from chainlift.lift.live.pivot import LOCKLESS
 from chainlift.lift.live.session import read_pointer
 from chainlift.lift.live.steps import Timings

@@ -46,6 +46,16 @@ class DiskAtRest:
         """Whose tools compare and switch."""
         return self._qemu
 
+    @property
+    def most_extents(self) -> int | None:
+        """Nobody waits for a switch."""
+        return None
+
+    @property
+    def needs_absolute_names(self) -> bool:
+        """Names are relative where the image and its layers may be moved together."""
+        return False
+
     def check(self) -> None:
         """Refuse an image that a QEMU has open, or that cannot be written to."""
         _require_free(self._image)

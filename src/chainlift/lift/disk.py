@@ -48,8 +48,16 @@ class Disk(Protocol):
         """The active layer's file; absolute, as it was named."""
 
     @property
-    def qemu(self) -> Qemu:
-        """Whose tools compare and switch."""
+    def qemu(self) -> Qemu | None:
+        """Whose tools compare and switch; None compares nothing."""
+
+    @property
+    def most_extents(self) -> int | None:
+        """How many extents an index should have at most, so that nobody waits for the switch; None: any number."""
+
+    @property
+    def needs_absolute_names(self) -> bool:
+        """Whether later overlays get plain names only where the new pointer is absolute."""
 
     def check(self) -> None:
         """Refuse a disk that must not be switched now.

@@ -29,6 +29,7 @@ from chainlift.lift.record.identity import describe_layers, identify
 from chainlift.lift.record.manifest import SUFFIX, Manifest, Pointer
 from chainlift.lift.record.pointer import led_to, refer
 from chainlift.lift.record.source import find_source, require_liftable
+from chainlift.qcow2.bitmaps import list_bitmaps
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -179,6 +180,7 @@ def prepare_index(
     *,
     current: Pointer | None = None,
     parent: Path | None = None,
+    drop_bitmaps: bool = False,
     copy_budget_bytes: int = 0,
     most_extents: int | None = None,
     rate_bytes_per_s: int | None = None,
@@ -188,6 +190,7 @@ def prepare_index(
 
     :param current: what the image stands on, where that is known better than by its header.
     :param parent: the directory in which ``IMAGE.lift/`` is made; None: the image's.
+    :param drop_bitmaps: go on although layers have persistent bitmaps, which cannot be reached through an index.
     :param copy_budget_bytes: how much of the smallest layers may be copied, so that fewer extents remain.
     :param most_extents: copy no more than it takes to be left with so many; None copies what the budget allows.
     :param rate_bytes_per_s: copy at most so fast.
@@ -195,7 +198,7 @@ def prepare_index(
     :raise ImageError: if the image or its chain cannot be lifted; nothing is left behind.
     :raise OperationError: if the file system failed; nothing is left behind.
     """
-    with _working_on(image, _check_index, current=current, parent=parent) as work:
+    with _working_on(image, partial(_check_index, drop_bitmaps), current=current, parent=parent) as work:
         built = build_index(
             work.chain,
             work.sources,
@@ -255,7 +258,20 @@ def prepare_squash(
         yield work.publish("squash", built, [built.name], onto=number, copied=built.copied)
 
 
-def _check_index(directory: Path, chain: Chain, sources: Sources, descriptors: dict[str, int]) -> None:  # noqa: ARG001
+def _check_index(
+    drop_bitmaps: bool,  # noqa: FBT001
+    directory: Path,
+    chain: Chain,
+    sources: Sources,  # noqa: ARG001
+    descriptors: dict[str, int],  # noqa: ARG001
+) -> None:
+    for layer in () if drop_bitmaps else chain.layers:
+        if layer.image is not None and layer.extents == 0 and (bitmaps := list_bitmaps(layer.image)):
+            raise ImageError(
+                f"has the persistent bitmap {bitmaps[0].name!r}, which backups would not find any more",
+                path=layer.path,
+                hint="squash carries bitmaps over; --drop-bitmaps goes on without them",
+            )
     require_room(directory, least_room(chain))
 
 

@@ -73,6 +73,14 @@ def remove_lifts(
     return Tidied(removed, kept, neighbourhood.searched)
 
 
+def remove_leftovers(image: Path) -> None:
+    """Remove what a killed run has left in the place where this image's lifts are made."""
+    workspace = Workspace(image)
+    if workspace.path.is_dir():
+        with as_errors(workspace), workspace.hold():
+            pass  # whoever takes hold of it removes them
+
+
 def _remove(workspace: Workspace, stems: Sequence[str]) -> list[Path]:
     removed = [path for stem in stems for path in workspace.remove_lift(stem)]
     old = workspace.path / NAME  # the one record of a directory, up to schema 2

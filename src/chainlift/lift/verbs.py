@@ -6,23 +6,24 @@ may be used; whatever fails before that leaves nothing behind, and after it what
 
 from __future__ import annotations
 
+import os
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from chainlift.errors import AnswerIsNo, ChainliftError, ImageError, InputError
 from chainlift.lift.delete import Deletion, delete_layers, finish_deletion, plan_deletion
 from chainlift.lift.disk import Change
 from chainlift.lift.find import FoundLift, find_lifts, merged
-from chainlift.lift.neighbours.carried import carry_bitmaps, refuse_bitmaps
+from chainlift.lift.neighbours.carried import carry_bitmaps, read_carried
 from chainlift.lift.prepare import prepare_index, prepare_squash
 from chainlift.lift.record.lifts import find_lift
 from chainlift.lift.tidy import Tidied, remove_lifts, require_removable
+from chainlift.qemu.binary import find_qemu
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Collection, Iterator, Sequence
     from contextlib import AbstractContextManager
 
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from chainlift.lift.disk import Disk
     from chainlift.lift.prepare import Prepared
     from chainlift.lift.record.manifest import Manifest, Pointer
+
+#: How much an index under a running VM may copy to have few extents.
+GENTLE_COPY_BYTES: Final = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -55,8 +59,7 @@ class Restored:
 def index(
     disk: Disk,
     *,
-    copy_budget_bytes: int = 0,
-    most_extents: int | None = None,
+    copy_budget_bytes: int | None = None,
     drop_bitmaps: bool = False,
     content: bool = False,
     clean: bool = False,
@@ -67,8 +70,8 @@ def index(
 ) -> Lifted:
     """Build the index of everything under a disk's active layer, and switch the disk to it.
 
-    :param copy_budget_bytes: how much of the smallest layers may be copied, so that fewer extents remain.
-    :param most_extents: copy no more than it takes to be left with so many; None copies what the budget allows.
+    :param copy_budget_bytes: how much of the smallest layers may be copied, so that fewer extents remain. None: nothing
+        or, where somebody waits for the switch, what it takes to have few, up to :data:`GENTLE_COPY_BYTES`.
     :param drop_bitmaps: go on although layers have persistent bitmaps, which cannot be reached any more afterwards.
     :param content: compare everything before the switch, not only a sample.
     :param clean: remove the lifts that this one replaces, where nobody else needs them.
@@ -82,15 +85,15 @@ def index(
     :raise UnknownStateError: if it is not known what is left.
     """
     disk.check()
-    current = _current(disk)
-    if not drop_bitmaps:
-        refuse_bitmaps(disk.image, current)
+    most = disk.most_extents if copy_budget_bytes is None else None
+    budget = copy_budget_bytes if copy_budget_bytes is not None else GENTLE_COPY_BYTES if most is not None else 0
     prepare = prepare_index(
         disk.image,
-        current=current,
+        current=_current(disk),
         parent=parent,
-        copy_budget_bytes=copy_budget_bytes,
-        most_extents=most_extents,
+        drop_bitmaps=drop_bitmaps,
+        copy_budget_bytes=budget,
+        most_extents=most,
         rate_bytes_per_s=rate_bytes_per_s,
         progress=progress,
     )
@@ -107,7 +110,6 @@ def squash(
     clean: bool = False,
     parent: Path | None = None,
     search: Sequence[Path] = (),
-    absolute_names: bool = False,
     rate_bytes_per_s: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Lifted:
@@ -116,9 +118,8 @@ def squash(
     Persistent bitmaps of the layers that are replaced are carried over.
 
     :param onto: path of the layer that the new one stands on; None: the base.
-    :param delete_layers_in: delete the replaced layers, after a comparison of every byte, where nobody needs them; these
-        directories are searched for other images. Or what a run that was killed has left of them.
-    :param absolute_names: in the headers, in any case; see :func:`chainlift.lift.prepare.prepare_squash`.
+    :param delete_layers_in: delete the replaced layers, after a comparison of every byte, where nobody needs them;
+        these directories are searched for other images. Or what a run that was killed has left of them.
     :return: also what was deleted and kept.
 
     The other parameters and errors are those of :func:`index`.
@@ -131,7 +132,7 @@ def squash(
         disk.image,
         current=current,
         parent=parent,
-        absolute_names=absolute_names,
+        absolute_names=disk.needs_absolute_names,
         onto=onto,
         finish=partial(_carry_bitmaps, disk),
         rate_bytes_per_s=rate_bytes_per_s,
@@ -187,7 +188,7 @@ def restore(
     disk.switch(changes)
     tidied = Tidied()
     if clean:
-        files = [Path(name) for entry in found for name in (entry.lift.file, *entry.lift.manifest.supersedes)]
+        files = [file for entry in found for file in (entry.lift.file, *map(Path, entry.lift.manifest.supersedes))]
         tidied = remove_lifts(files, image=disk.image, search=search)
     return Restored(found, tidied)
 
@@ -238,7 +239,9 @@ def _settle(disk: Disk, prepared: Prepared, *, clean: bool, search: Sequence[Pat
 
 
 def _carry_bitmaps(disk: Disk, chain: Chain, onto: int, target: Path) -> None:
-    carry_bitmaps(disk.qemu, chain.layers[:onto], target)
+    layers = [Path(layer.path) for layer in chain.layers[:onto] if layer.image is not None and layer.extents == 0]
+    if any(read_carried(layer).bitmaps for layer in layers):
+        carry_bitmaps(disk.qemu or find_qemu(need=["img"]), layers, target)
 
 
 def _not_lifted(disk: Disk) -> ImageError:
@@ -252,8 +255,6 @@ def _not_lifted(disk: Disk) -> ImageError:
 
 
 def _chosen(found: Sequence[FoundLift], only: Collection[str]) -> list[FoundLift]:
-    import os
-
     chosen = []
     wanted = {os.path.realpath(name): name for name in only}
     for entry in found:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from chainlift.errors import PlanError
-from chainlift.lift.lifting import lift_index, lift_squash
+from chainlift.lift.at_rest import DiskAtRest
+from chainlift.lift.verbs import index, squash
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,9 +52,9 @@ def apply_lift(lift: Lift, image: Path, qemu: Qemu) -> None:
 
 @register_lift("index")
 def _index(image: Path, qemu: Qemu) -> None:
-    lift_index(image, qemu)
+    index(DiskAtRest(image, qemu))
 
 
 @register_lift("squash")
 def _squash(image: Path, qemu: Qemu) -> None:
-    lift_squash(image, qemu)
+    squash(DiskAtRest(image, qemu))

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 from chainlift.errors import ImageError, OperationError
 from chainlift.lift.neighbours.images import NEW_SUFFIX
+from chainlift.lift.neighbours.locks import is_open_in_qemu
 from chainlift.lift.ownership import Ownership, make_directory
 from chainlift.lift.record.lifts import lift_directory
 from chainlift.lift.record.manifest import NAME, SUFFIX, Manifest, claim_text, is_unused, write_text
@@ -186,9 +187,9 @@ class Workspace:
         return removed
 
     def remove_unused(self, stems: Iterable[str]) -> None:
-        """Remove lifts of which their records say that nobody uses them."""
+        """Remove lifts of which their records say that nobody uses them, and that no QEMU reads through for a while."""
         for stem in stems:
-            if is_unused(self.path / (stem + SUFFIX)):
+            if is_unused(self.path / (stem + SUFFIX)) and not any(map(is_open_in_qemu, self.files_of(stem))):
                 self.remove_lift(stem)
 
     def lifts(self) -> list[str]:
@@ -210,8 +211,8 @@ class Workspace:
             stem = _stem(path.name.removesuffix(NEW_SUFFIX))
             if path.name.endswith(NEW_SUFFIX) and (stem is not None or path.name == NAME + NEW_SUFFIX):
                 path.unlink()
-            elif path.suffix == SUFFIX and stem is not None and is_unused(path):
-                self.remove_lift(stem)
+            elif path.suffix == SUFFIX and stem is not None:
+                self.remove_unused([stem])
 
     def _write_note(self, entries: dict[str, WayBack]) -> None:
         path = note_path(self.path)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from chainlift.chain.names import parse_name
 from chainlift.errors import ChainliftError
 from chainlift.lift.live.graph import BlockGraph, Node, is_named, read_edges, read_graph
-from chainlift.lift.record.source import read_pointer
+from chainlift.lift.record.pointer import read_pointer
 from chainlift.qcow2.layout import CryptMethod
 
 if TYPE_CHECKING:

@@ -166,6 +166,11 @@ class BlockGraph:
         below = [child for role, child in self.children(node).items() if role != "backing"]
         return [node, *(name for child in below for name in self.subtree(child))]
 
+    def is_index(self, node: str) -> bool:
+        """Whether the node reads its metadata and data through a VMDK descriptor: an index."""
+        file = self.child(node, "file")
+        return file is not None and self.nodes[node].driver == "qcow2" and self.nodes[file].driver == "vmdk"
+
     def protocol_file(self, node: str) -> str | None:
         """Return the path of the file under a node, absolute as far as we know, or None where it is no local file."""
         while below := self.child(node, "file"):

@@ -2,9 +2,10 @@
 
 ::
 
-    START ──hold──> HELD ──add──> ADDED ──reopen──> PIVOTED ──change-backing-file──> PERSISTED ──release──> DONE
-                     │              │                  │                                 │
-                     └──────────────┴── undo ──────────┴─────────────────────────────────┘ ──> START
+    START ──hold──> HELD ──rename──> RENAMED ──add──> ADDED ──reopen──> PIVOTED ──change-backing-file──> PERSISTED
+                     │                  │               │                  │                                 │ release
+                     └──────────────────┴──── undo ─────┴──────────────────┴─────────────> START             v
+                                                                                                            DONE
 
 *hold*: a ``raw`` node is put over the old backing node. It needs no file (it is added over ``null-co`` and reopened),
 and it does two things. The old chain stays open whatever happens, so that undoing is one more reopen and opens
@@ -13,29 +14,40 @@ loop for 0.05 s (7.2) to 0.9 s (11.1), and where the disk is served by an iothre
 (``qemu_mutex_unlock_impl: Operation not permitted``). Added with the old chain as its child right away, the node would
 make 7.2 die as well; hence the detour, and ``x-blockdev-set-iothread`` before it.
 
+*rename*: only where an image in the middle of the chain is to stand on something else: its header is changed, on the
+old chain's node, which QEMU reopens for writing for that moment (``qmp_change_backing_file()`` in blockdev.c). Before
+the new nodes are there, because they are opened as the headers say, under the names that QEMU itself gives them; and
+because a second node on the same file would keep the first from being written. Until the reopen the disk reads what it
+had open, whatever the headers say.
+
 *release*: the hold is moved down the old chain, a few layers at a time, so that QEMU frees few at a time and serves
 requests in between (:mod:`~chainlift.lift.live.closing`).
 
-A failure undoes what was done, last first; what is undone is read from QEMU and from the image's header, not
-remembered. After :attr:`State.PERSISTED` a failure to release is reported and changes nothing more: the disk is
-switched, some nodes are left.
+A failure undoes what was done, last first; what is undone is read from QEMU and from the headers, not remembered, and
+read once more when it is undone. Where that fails too nobody knows what is left, and the error says so. After
+:attr:`State.PERSISTED` a failure to release is reported and changes nothing more: the disk is switched, some nodes are
+left.
 """
 
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from enum import Enum
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from chainlift.errors import OperationError, QemuCrashed, QemuError
+from chainlift.errors import ChainliftError, QemuCrashed, QemuError, UnknownStateError
 from chainlift.lift.live.closing import closing
 from chainlift.lift.live.graph import is_same_file
+from chainlift.lift.live.layers import follows_headers
 from chainlift.lift.live.steps import NODE_PREFIX, PAUSE_S, ActiveNode, Steps, Timings
 from chainlift.lift.target import node_options, pointed_file
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Set as AbstractSet
 
     from chainlift.lift.live.graph import BlockGraph
     from chainlift.lift.live.qmp import Qmp
@@ -50,10 +62,21 @@ class State(Enum):
 
     START = "nothing done"
     HELD = "the old chain is held"
+    RENAMED = "the headers in the middle of the chain name the new backing files"
     ADDED = "the new node is there"
     PIVOTED = "the disk reads through the new node"
     PERSISTED = "the image's header names the new backing file"
     DONE = "the old chain is closed"
+
+
+@dataclass(frozen=True)
+class Rename:
+    """A header in the middle of the chain that is to name another backing file."""
+
+    #: The node that has the image open now.
+    node: str
+    image: Path
+    name: str
 
 
 class Pivot:
@@ -85,41 +108,61 @@ class Pivot:
         self._frees_in_reopen = version >= LOCKLESS or active.iothread is None
         self._old: str | None = None
         self._new: list[str] = []
+        #: What the headers named before that are to be changed: of each image, its node and the name.
+        self._before: dict[Path, tuple[str, str | None]] = {}
 
     @property
     def timings(self) -> Timings:
         """What each command took."""
         return self._steps.timings
 
-    def run(self, target: Target, *, persist: bool = True, name_layers: bool = False, release: bool = True) -> None:
+    def run(
+        self,
+        target: Target,
+        *,
+        persist: bool = True,
+        renames: Sequence[Rename] = (),
+        name_layers: bool = False,
+        release: bool = True,
+    ) -> None:
         """Switch the disk to ``target``.
 
         :param persist: also write its name into the image's header.
+        :param renames: headers under the active layer that are changed before the target is opened, lowest first.
         :param name_layers: add each layer of the target's backing chain by itself, bottom first, so that QEMU opens
             one at a time; the nodes then have names and stay until they are deleted by name.
         :param release: close the old chain at the end.
         :raise QemuError: if a step failed; everything is as before.
-        :raise QemuCrashed: if QEMU ended; the image on disk is as it was before or after the switch.
+        :raise UnknownStateError: if a step failed and could not be undone, or QEMU does not answer.
+        :raise QemuCrashed: if a QEMU that is ours ended; each header names what it did before or after the switch.
         """
-        before = self._read_pointer(self._active.image)
+        active = self._active
+        if persist:
+            self._before[active.image] = (active.name, self._read_pointer(active.image))
+        for rename in renames:
+            self._before[rename.image] = (rename.node, self._read_pointer(rename.image))
         graph = self._steps.read_edges()
         self._old = graph.child(self._active.name, "backing")
         try:
             if self._old is not None:
                 self._hold(self._old)
             self._reached(State.HELD)
+            for rename in renames:
+                self._rename(rename.node, rename.image, rename.name)
+            if renames:
+                self._reached(State.RENAMED)
             self._add(target, graph, name_layers=name_layers)
             self._reached(State.ADDED)
-            self._sync()
+            self._sync(active.image)
             self._reopen(self._new[-1])
             self._reached(State.PIVOTED)
             if persist:
-                self._persist(target.pointer)
+                self._rename(active.name, active.image, target.pointer)
                 self._reached(State.PERSISTED)
         except QemuCrashed:
             raise
         except BaseException as error:
-            self._undo(before, error)
+            self._undo(error)
             raise
         if release:
             self.release()
@@ -143,13 +186,6 @@ class Pivot:
             self.left = [str(error), *self._ours(self._steps.read_edges())]
         else:
             self._reached(State.DONE)
-
-    def undo(self, pointer: str | None) -> None:
-        """Go back to the node that the disk had before, which must not have been released.
-
-        :param pointer: the backing file name that the header had.
-        """
-        self._undo(pointer, None)
 
     # -- steps ---------------------------------------------------------------------------------------------------
 
@@ -183,50 +219,79 @@ class Pivot:
     def _reopen(self, backing: str) -> None:
         self._steps.execute("blockdev-reopen", {"options": [{**self._active.options, "backing": backing}]})
 
-    def _sync(self) -> None:
-        """Write the image's dirty pages back.
+    def _sync(self, image: Path) -> None:
+        """Write an image's dirty pages back.
 
         Before a reopen as well: it flushes the node while every request waits, and should find little to do.
         """
-        descriptor = os.open(self._active.image, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(image, os.O_RDONLY | os.O_CLOEXEC)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
 
-    def _persist(self, pointer: str) -> None:
-        active = self._active
-        arguments = {"device": active.root, "image-node-name": active.name, "backing-file": pointer}
+    def _rename(self, node: str, image: Path, name: str) -> None:
+        """Write a backing file name into the header of an image of the chain."""
+        arguments = {"device": self._active.root, "image-node-name": node, "backing-file": name}
         self._steps.execute("change-backing-file", arguments)
-        self._sync()  # QEMU writes the header and does not flush it
-        if self._read_pointer(active.image) != pointer:
-            raise QemuError("change-backing-file did not change the header", path=active.image)
+        self._sync(image)  # QEMU writes the header and does not flush it
+        if self._read_pointer(image) != name:
+            raise QemuError("change-backing-file did not change the header", path=image)
 
-    def _undo(self, pointer: str | None, cause: BaseException | None) -> None:
+    def _undo(self, cause: BaseException) -> None:
+        """Go back to the node that the disk had before, and every header to the name that it had."""
         active = self._active
         try:
-            if pointer is not None and self._read_pointer(active.image) != pointer:
-                self._persist(pointer)
+            self._rename_back({active.image})
             graph = self._steps.read_edges()
             held = graph.child(active.hold, "file")
             if held is not None and held != active.hold_null and graph.child(active.name, "backing") != held:
                 self._reopen(held)
+            # Of the layers below, only now: QEMU changes the header of an image that is in the disk's chain, and that
+            # no other node has open.
+            self._remove_ours(but_hold=True)
+            self._rename_back(self._before.keys() - {active.image})
             self._remove_ours()
+            if self._steps.read_edges().child(active.name, "backing") != self._old:
+                raise QemuError("the disk does not read through the node that it had before")
         except QemuCrashed:
             raise
-        except QemuError as error:
-            what = f"{cause}; it could not be undone" if cause else "it could not be undone"
-            raise OperationError(
-                f"{what} ({error})",
-                path=active.image,
-                hint="the image reads the same bytes either way; if QEMU still runs, run the command again to clean up",
-            ) from cause
+        except (ChainliftError, OSError) as error:
+            raise self._unknown(cause, error) from cause
         self.state = State.START
 
-    def _remove_ours(self) -> None:
-        """Delete the nodes that we have added for this disk and that it does not use."""
+    def _rename_back(self, images: AbstractSet[Path]) -> None:
+        for image in images & self._before.keys():
+            node, name = self._before[image]
+            if name is not None and self._read_pointer(image) != name:
+                self._rename(node, image, name)
+
+    def _unknown(self, cause: BaseException, error: Exception) -> UnknownStateError:
+        """Return the error for a switch that failed and could not be undone."""
+        known = []
+        for image, (_, before) in self._before.items():
+            try:
+                names = "what it did" if self._read_pointer(image) == before else "the new backing file"
+            except (ChainliftError, OSError):
+                names = "nobody knows what: it cannot be read"
+            known.append(f"the header of {image.name} names {names}")
+        known.append("what QEMU reads through is not known")
+        return UnknownStateError(
+            f"{cause}; it could not be undone ({error}): {', '.join(known)}",
+            path=self._active.image,
+            hint="both read the same bytes, so delete nothing; if QEMU still runs, run the command again: it finishes "
+            "or undoes this first",
+        )
+
+    def _remove_ours(self, *, but_hold: bool = False) -> None:
+        """Delete the nodes that we have added for this disk and that it does not use.
+
+        :param but_hold: keep the hold, which tells the next run that this one is not done.
+        """
         graph = self._steps.read_edges()
         used = set(graph.subtree(self._active.root))
+        if but_hold:
+            used |= {self._active.hold, self._active.hold_null}
         for name in self._ours(graph):
             if name not in used:
                 self._steps.delete(name)
@@ -248,7 +313,7 @@ class Pivot:
         """Finish or undo what a killed run has left in this QEMU, whichever the image's header says.
 
         :return: whether anything was left.
-        :raise OperationError: if that does not work.
+        :raise QemuError: if that does not work; what is left is in QEMU's graph.
         """
         active = self._active
         graph = self._steps.read_edges()
@@ -259,19 +324,43 @@ class Pivot:
             return stray
         held, backing = graph.child(active.hold, "file"), graph.child(active.name, "backing")
         if held is None or held in (active.hold_null, backing):
-            self._remove_ours()
-            return True
-        named = pointed_file(active.image, self._read_pointer(active.image))
-        if named is not None and _opens(self._steps.read_graph(), held, named):
-            self._undo(None, None)
+            self._name_what_is_read()
+        elif self._is_to_be_undone(held, backing):
+            self._reopen(held)
+            self._name_what_is_read()
         else:
-            # The header names what the disk reads through, or nothing; or layers of the old chain are closed already,
+            # The headers name what the disk reads through, or nothing; or layers of the old chain are closed already,
             # and the hold is further down and no way back.
             old = self._hold_again(graph, held)
             for _ in closing(self._steps, old, bit_by_bit=self._frees_in_reopen):
                 pass
-            self._remove_ours()
+        self._remove_ours()
         return True
+
+    def _is_to_be_undone(self, held: str, backing: str | None) -> bool:
+        """Whether the headers still name the chain that is held, and not the one that the disk reads through."""
+        image = self._active.image
+        named = pointed_file(image, self._read_pointer(image))
+        graph = self._steps.read_graph()
+        if named is None or not _opens(graph, held, named):
+            return False
+        return backing is None or not follows_headers(graph, backing, image)
+
+    def _name_what_is_read(self) -> None:
+        """Undo what a killed run has done to headers in the middle: each names what QEMU reads again.
+
+        But for an index: everybody knows that a header need not name it.
+        """
+        self._remove_ours(but_hold=True)
+        graph = self._steps.read_graph()
+        chain = graph.backing_chain(self._active.name)
+        for node, below in pairwise(chain[1:]):
+            image, file = graph.protocol_file(node), graph.protocol_file(below)
+            if image is None or file is None or graph.is_index(below) or graph.nodes[node].driver != "qcow2":
+                continue
+            named = pointed_file(Path(image), self._read_pointer(Path(image)))
+            if named is not None and not is_same_file(named, Path(file)):
+                self._rename(node, Path(image), file)
 
     def _hold_again(self, graph: BlockGraph, held: str) -> str:
         """Move the hold up to a node of ours over it: a run was killed after moving the hold and before deleting it."""

@@ -18,7 +18,7 @@ from chainlift.lift.live.libvirt import WARNING, Domain, VirshMonitor, find_doma
 from chainlift.lift.live.peer import Peer, find_peer
 from chainlift.lift.live.pivot import Pivot, State
 from chainlift.lift.live.steps import NODE_PREFIX, PAUSE_S, ActiveNode
-from chainlift.lift.tidy import remove_needless
+from chainlift.lift.tidy import remove_leftovers
 from chainlift.qcow2.header import parse_header
 from chainlift.qemu.monitor import Monitor
 
@@ -143,7 +143,7 @@ def open_session(
             session.warnings.append("finished what a killed run had left in this QEMU")
             session.refresh()
             if read_pointer(session.image) is None:
-                remove_needless(session.image)
+                remove_leftovers(session.image)
         session.check()
         yield session
 

@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chainlift.errors import QemuError
-from chainlift.lift.compare.stock import compare_sample
+from chainlift.lift.disk import Change
+from chainlift.lift.live.disk import RunningDisk, refuse_other_chain
 from chainlift.lift.live.job import StreamJob
-from chainlift.lift.live.lifts import prepare_live_index, refuse_other_chain
 from chainlift.lift.live.pivot import LOCKLESS
-from chainlift.lift.live.session import read_pointer
 from chainlift.lift.live.steps import Timings
+from chainlift.lift.prepare import prepare_index
 from chainlift.lift.record.source import find_source
-from chainlift.lift.restore import refuse_if_used
 from chainlift.lift.target import backing_target
-from chainlift.lift.tidy import remove_needless
+from chainlift.lift.tidy import Tidied, remove_leftovers, remove_lifts
+from chainlift.lift.verbs import GENTLE_COPY_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -40,6 +41,8 @@ class StreamResult:
     #: With building the index, both pivots and cleaning up.
     total_s: float
     timings: Timings
+    #: Lifts that the disk stood on before: removed where that was asked for.
+    tidied: Tidied = field(default_factory=Tidied)
 
 
 def stream_live(
@@ -47,15 +50,19 @@ def stream_live(
     *,
     qemu: Qemu | None,
     rate_bytes_per_s: int = 0,
+    drop_bitmaps: bool = False,
+    clean: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> StreamResult:
     """Copy everything under the active layer into it, so that it stands alone; the disk stays in use.
 
-    An image that is lifted already is streamed through its lift; else an index is built for the time it takes. Either
-    is removed at the end.
+    An image that is lifted already is streamed through its lift; else an index is built for the time it takes, and
+    removed at the end.
 
     :param qemu: whose storage daemon reads a sample of the index to compare it; None compares nothing.
     :param rate_bytes_per_s: limit of QEMU's job; 0 for none.
+    :param drop_bitmaps: go on although layers have persistent bitmaps, which the image will not have.
+    :param clean: remove the lift that the image stood on, where nobody else needs it.
     :param progress: called with the bytes that QEMU says are done, and all of them.
     :raise InputError: if the disk must not be switched.
     :raise QemuError: if a step or the job failed; the disk is where it was.
@@ -63,24 +70,29 @@ def stream_live(
     began = time.monotonic()
     session.check_stream()
     refuse_other_chain(session)
-    if read_pointer(session.image) is None:
-        remove_needless(session.image)  # of a run that was killed at its very end
-    source = find_source(session.image)
-    if source.manifest is not None and source.current.name != source.original.name:
-        refuse_if_used(session.image, source.manifest)
+    remove_leftovers(session.image)  # of a run that was killed at its very end
+    disk = RunningDisk(session, qemu)
+    source = find_source(session.image, disk.standing()[0].pointer)
+    if source.lift is not None:
         done, job_s = _stream(session, rate_bytes_per_s, progress)
         _tidy(session)
-        remove_needless(session.image)
-        return StreamResult(done, job_s, time.monotonic() - began, Timings())
-    with prepare_live_index(session) as prepared:
+        files = [source.lift.file, *map(Path, source.lift.manifest.supersedes)]
+        tidied = remove_lifts(files, image=session.image) if clean else Tidied(kept=dict.fromkeys(files, ""))
+        return StreamResult(done, job_s, time.monotonic() - began, Timings(), tidied)
+    prepare = prepare_index(
+        session.image,
+        current=source.current,
+        drop_bitmaps=drop_bitmaps,
+        copy_budget_bytes=GENTLE_COPY_BYTES,
+        most_extents=disk.most_extents,
+    )
+    # No header ever names this index, so its record goes on saying that nobody uses it.
+    with prepare as prepared:
         pivot = session.pivot()
         try:
             target = backing_target(session.image, prepared.manifest.lifted.name, prepared.manifest.lifted.format)
-            if qemu is not None:
-                compare_sample(qemu, session.image, target)
-            session.refresh()
-            session.check()
-            refuse_other_chain(session)
+            disk.compare([Change(session.image, source.current, prepared.manifest.lifted)])
+            disk.check()
             pivot.run(target, persist=False, release=False)
             # The layers can be closed while the job runs, but for a QEMU whose nodes have locks of their own.
             releasing = pivot.releasing()
@@ -98,7 +110,6 @@ def stream_live(
         finally:
             # The header never named the index: whatever happened, its files are of no use to the next open.
             prepared.discard()
-    remove_needless(session.image)  # of a run that was killed, or of a lift that was restored and kept
     return StreamResult(done, job_s, time.monotonic() - began, pivot.timings)
 
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 from chainlift.errors import ChainliftError
 from chainlift.lift.live.describe import look
 from chainlift.lift.live.disks import list_disks
-from chainlift.lift.live.lifts import lift_live, prepare_live_index
+from chainlift.lift.live.disk import RunningDisk
 from chainlift.lift.live.session import connect, open_session
+from chainlift.lift.verbs import index
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -103,8 +104,9 @@ def _index(disk: DiskStatus, copy_budget_bytes: int | None, qemu: Qemu | None) -
     began = time.monotonic()
     try:
         with open_session(Path(disk.socket), node=disk.node) as session:
-            prepared = prepare_live_index(session, copy_budget_bytes=copy_budget_bytes)
-            result = lift_live(session, prepared, qemu=qemu)
+            running = RunningDisk(session, qemu)
+            # Whoever lets this run by itself asks for its old indexes to be removed.
+            index(running, copy_budget_bytes=copy_budget_bytes, clean=True)
     except ChainliftError as error:
         disk.error = str(error)
         return
@@ -113,7 +115,7 @@ def _index(disk: DiskStatus, copy_budget_bytes: int | None, qemu: Qemu | None) -
     disk.indexed += 1
     disk.last_indexed_at = datetime.now(UTC).isoformat(timespec="seconds")
     disk.last_index_s = round(time.monotonic() - began, 3)
-    disk.last_longest_command_s = round(result.timings.longest_s(), 4)
+    disk.last_longest_command_s = round(running.timings.longest_s(), 4)
 
 
 def as_json(status: WatchStatus) -> dict[str, object]:

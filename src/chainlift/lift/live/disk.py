@@ -1,0 +1,173 @@
+"""A disk that a running QEMU has open, as every verb sees it: see :class:`chainlift.lift.disk.Disk`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from chainlift.errors import ChainliftError, QemuError
+from chainlift.lift.record.pointer import backing_name
+from chainlift.lift.compare.stock import compare_stock
+from chainlift.lift.live import guard
+from chainlift.lift.live.gentle import gentle_extents
+from chainlift.lift.live.graph import is_same_file
+from chainlift.lift.live.layers import layers_under, leads_to, refer, standing
+from chainlift.lift.live.steps import Timings
+from chainlift.lift.live.switch import switch_live
+from chainlift.lift.record.manifest import Pointer
+from chainlift.lift.record.pointer import read_pointer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from chainlift.lift.disk import Change, Standing
+    from chainlift.lift.live.pivot import State
+    from chainlift.lift.live.session import LiveSession
+    from chainlift.qemu.binary import Qemu
+
+
+@dataclass
+class RunningDisk:
+    """One disk of one running QEMU.
+
+    :param session: from :func:`chainlift.lift.live.session.open_session`.
+    :param qemu: whose storage daemon compares; the running one does not.
+    :param after: called with each state that a switch has reached; a test's place to stop.
+    """
+
+    session: LiveSession
+    qemu: Qemu | None
+    after: Callable[[State], None] | None = None
+    #: What the commands of all switches took.
+    timings: Timings = field(default_factory=Timings)
+    #: What could not be cleaned up in QEMU after a switch that was made.
+    left: list[str] = field(default_factory=list)
+
+    @property
+    def image(self) -> Path:
+        """The active layer's file; absolute."""
+        return self.session.image
+
+    @property
+    def most_extents(self) -> int | None:
+        """So many that QEMU's main loop hardly stops for adding and closing them."""
+        return gentle_extents(self.session.version, len(self.session.graph.backing_chain(self.session.disk.node)))
+
+    @property
+    def needs_absolute_names(self) -> bool:
+        """QEMU opens a backing file by an absolute name here, and takes it for overridden under any other."""
+        return True
+
+    def check(self) -> None:
+        """Refuse a disk that must not be switched now; QEMU is asked again.
+
+        :raise InputError: with the reason; nothing was touched.
+        """
+        self.session.refresh()
+        self.session.check()
+        refuse_other_chain(self.session)
+
+    def standing(self) -> list[Standing]:
+        """Return what each image of the chain stands on in QEMU, the active layer first.
+
+        :raise ImageError: if a header cannot be read.
+        """
+        return standing(self.session.graph, self.session.disk.node, self.image)
+
+    def compare(
+        self, changes: Sequence[Change], *, content: bool = False, progress: Callable[[int], None] | None = None
+    ) -> None:
+        """Read the disk as it will be through a storage daemon of our own, and compare it with what it reads now.
+
+        :raise AnswerIsNo: naming the first byte that differs; nothing was switched.
+        :raise QemuError: if the new side cannot be opened or read.
+        """
+        if self.qemu is not None:
+            for change in changes:
+                compare_stock(self.qemu, change.owner, change.old, change.new, content=content, progress=progress)
+
+    def switch(self, changes: Sequence[Change]) -> None:
+        """Switch every pointer; all of them or none.
+
+        Nobody may hold a lock on an image whose pointer changes. libvirt starts no domain on an index: its active
+        layer's header goes on naming the chain.
+
+        :raise OperationError: if one could not be switched; all are as before.
+        :raise UnknownStateError: if it is not known what is left.
+        """
+        persist = not (self.session.is_libvirts and any(_is_index(c) for c in changes if self._is_active(c.owner)))
+        try:
+            pivot = switch_live(self.session, changes, persist=persist, after=self.after)
+        finally:
+            # Whatever happened, the graph may be another one.
+            self._look_again()
+        self.timings.commands += pivot.timings.commands
+        self.left += pivot.left
+
+    def has_switched(self, changes: Sequence[Change]) -> bool:
+        """Whether any of the new sides may be in use, in a header or in QEMU; yes where that cannot be told."""
+        try:
+            if any(_names_new(change) for change in changes):
+                return True
+            self.session.refresh()
+            graph = self.session.graph
+            nodes = graph.backing_chain(self.session.disk.node)
+            for name, below in pairwise(nodes):
+                file, opened = graph.protocol_file(name), graph.protocol_file(below)
+                if file is None or opened is None:
+                    return True
+                for change in changes:
+                    is_owner = is_same_file(Path(file), change.owner)
+                    if is_owner and leads_to(change.owner, change.new, Path(opened), is_index=graph.is_index(below)):
+                        return True
+        except (ChainliftError, OSError):
+            return True
+        return False
+
+    def _is_active(self, owner: Path) -> bool:
+        return is_same_file(owner, self.image)
+
+    def _look_again(self) -> None:
+        try:
+            self.session.refresh()
+        except QemuError:
+            return  # what failed before is what is told; who asks again is told this
+
+
+def _names_new(change: Change) -> bool:
+    """Whether the owner's header leads to where it is to stand."""
+    now = read_pointer(change.owner)[1]
+    if now is None or now.name == change.new.name:
+        return now is not None
+    new, other = refer(change.owner, change.new), refer(change.owner, now)
+    return new.is_descriptor == other.is_descriptor and is_same_file(Path(new.path), Path(other.path))
+
+
+def _is_index(change: Change) -> bool:
+    return refer(change.owner, change.new).is_descriptor
+
+
+def refuse_other_chain(session: LiveSession) -> None:
+    """Refuse if the chain in QEMU is not the one that the headers on disk describe.
+
+    Where QEMU stands on an index that the header does not name, the index is taken: under libvirt no header names one,
+    a stream reads through one for a while, and a restore that was killed has named the chain already.
+
+    :raise ImageError: naming the first layer that differs.
+    """
+    graph = session.graph
+    nodes = graph.backing_chain(session.disk.node)
+
+    def lift_of(depth: int, image: Path) -> Pointer | None:
+        del image
+        below = nodes[depth + 1] if depth + 1 < len(nodes) else None
+        if below is None or not graph.is_index(below):
+            return None
+        descriptor = graph.protocol_file(below)
+        return None if descriptor is None else Pointer(name=backing_name(Path(descriptor)), format="qcow2")
+
+    layers = layers_under(session.image, read_pointer(session.image)[1], lift_of)
+    chain = [(session.image, "qcow2"), *((layer.path, layer.format) for layer in layers)]
+    guard.refuse_other_chain(graph, session.disk.node, chain, session.peer)

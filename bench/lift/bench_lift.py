@@ -38,8 +38,8 @@ import numpy as np
 from chainlift.host.process import run_tool
 from chainlift.lift.build.index import GENTLE_EXTENTS, gentle_budget
 from chainlift.lift.flatten import flatten_chain
-from chainlift.lift.lifting import lift_index, lift_squash
-from chainlift.lift.restore import restore_lift
+from chainlift.lift.at_rest import DiskAtRest
+from chainlift.lift.verbs import index, restore, squash
 from chainlift.qcow2.writer import write_image
 from chainlift.qemu.binary import find_qemu
 from chainlift.study.host_read import Pattern, host_read
@@ -186,7 +186,7 @@ def measure_index(bench: Bench, directory: Path, length: int, limit_s: float) ->
     rows = []
     for _ in range(max(3, bench.repeat)):
         rows.append(bench.command("index (run)", f"{length} layers", [*CHAINLIFT, "index", str(image)]))
-        restore_lift(image, bench.qemu, clean=True)
+        restore(DiskAtRest(image, bench.qemu), clean=True)
     row = bench.median("index", f"{length} layers", rows)
     bench.target(f"index of {length} layers, wall", row["wall_s"], limit_s, at_least=False, unit=" s")
     bench.target(f"index of {length} layers, memory", row["peak_rss_bytes"] / 1e6, 150, at_least=False, unit=" MB")
@@ -206,18 +206,18 @@ def measure_reads(bench: Bench, directory: Path) -> None:
     short.unlink()
     flat.unlink()
     bench.reads("chain", image, **amount, repeat=1)
-    manifest = lift_index(image, bench.qemu)
+    manifest = index(DiskAtRest(image, bench.qemu)).manifest
     bench.reads("index", image, **amount)
     budget = gentle_budget([layer.visible_clusters for layer in manifest.layers]) * CLUSTER
-    few = lift_index(image, bench.qemu, copy_budget_bytes=budget)
+    few = index(DiskAtRest(image, bench.qemu), copy_budget_bytes=budget).manifest
     bench.keep("extents", "index of few", {"extents": few.extents, "copied_bytes": few.copied_bytes})
     warm([Path(file.path) for file in few.files])  # what was copied went round the page cache
     bench.reads("index of few", image, **amount)
-    restore_lift(image, bench.qemu, clean=True)
-    squash, _ = lift_squash(image, bench.qemu)
-    warm([Path(file.path) for file in squash.files])
+    restore(DiskAtRest(image, bench.qemu), clean=True)
+    squashed = squash(DiskAtRest(image, bench.qemu)).manifest
+    warm([Path(file.path) for file in squashed.files])
     bench.reads("squash", image, **amount)
-    restore_lift(image, bench.qemu, clean=True)
+    restore(DiskAtRest(image, bench.qemu), clean=True)
     bench.compare_reads(["index", "index of few", "squash"], "length 1", "chain")
     for what in ("4k", "64k"):
         row, text = bench.rows[f"ratios reads {what}", "index"], f"{what} reads through the index, {length} layers"
@@ -243,9 +243,9 @@ def measure_long(bench: Bench, directory: Path) -> None:
     amount = {"requests": scale.long_requests, "sequential": scale.long_requests * CLUSTER}
     bench.reads("length 1, few", short, **amount)
     bench.reads(f"chain of {length}", image, **amount, repeat=1)
-    lift_index(image, bench.qemu)
+    index(DiskAtRest(image, bench.qemu)).manifest
     bench.reads(f"index of {length}", image, **amount)
-    restore_lift(image, bench.qemu, clean=True)
+    restore(DiskAtRest(image, bench.qemu), clean=True)
     bench.compare_reads([f"index of {length}"], "length 1, few", f"chain of {length}")
     for what in ("4k", "64k"):
         row = bench.rows.get((f"ratios reads {what}", f"index of {length}"))
@@ -276,7 +276,7 @@ def measure_copies(bench: Bench, directory: Path) -> None:
                 walls[what] = bench.command(f"{what}, {state}", on, argv)["wall_s"]
                 out.unlink(missing_ok=True)
                 if what == "squash":
-                    restore_lift(image, bench.qemu, clean=True)
+                    restore(DiskAtRest(image, bench.qemu), clean=True)
             stock = min(wall for what, wall in walls.items() if what.startswith("convert"))
             for what in sorted(walls.keys() & {"flatten", "squash"}):
                 text = f"{what} against convert, {state}, {on}"

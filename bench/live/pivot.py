@@ -23,9 +23,10 @@ from typing import Self
 
 import numpy as np
 
-from chainlift.lift.live.lifts import lift_live, prepare_live_index, restore_live
+from chainlift.lift.live.disk import RunningDisk
 from chainlift.lift.live.session import open_session
 from chainlift.lift.live.stream import stream_live
+from chainlift.lift.verbs import index, restore
 from chainlift.qcow2.writer import write_image
 from chainlift.qemu.binary import find_qemu
 from chainlift.qemu.monitor import Monitor
@@ -151,15 +152,16 @@ class Bench:
             result["rss_before_bytes"] = resident_bytes(pid)
             began = time.monotonic()
             with CommandCpu(pid) as cost, open_session(self.qmp) as session:
-                lifted = lift_live(session, prepare_live_index(session, copy_budget_bytes=copy_budget), qemu=None)
+                disk = RunningDisk(session, qemu=None)
+                manifest = index(disk, copy_budget_bytes=copy_budget).manifest
             ended = time.monotonic()
             result |= {
-                "extents": lifted.manifest.extents,
-                "copied_bytes": lifted.manifest.copied_bytes,
+                "extents": manifest.extents,
+                "copied_bytes": manifest.copied_bytes,
                 "index_verb_s": ended - began,
-                "index_commands_s": lifted.timings.total_s(),
-                "index_reopen_s": lifted.timings.longest_s("blockdev-reopen"),
-                "index_add_s": lifted.timings.longest_s("blockdev-add"),
+                "index_commands_s": disk.timings.total_s(),
+                "index_reopen_s": disk.timings.longest_s("blockdev-reopen"),
+                "index_add_s": disk.timings.longest_s("blockdev-add"),
                 **cost.figures("index"),
             }
             if reader is not None:
@@ -172,7 +174,8 @@ class Bench:
                 reader.finish()
             began = time.monotonic()
             with CommandCpu(pid) as cost, open_session(self.qmp) as session:
-                back = restore_live(session, clean=True)
+                back = RunningDisk(session, qemu=None)
+                restore(back, clean=True)
             result |= {
                 "restore_verb_s": time.monotonic() - began,
                 "restore_commands_s": back.timings.total_s(),

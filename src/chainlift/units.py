@@ -21,6 +21,11 @@ def format_bytes(count: float) -> str:
     return f"{sign}{count:.{digits}f} {_BINARY[power]}"
 
 
+def counted(count: int, noun: str) -> str:
+    """Write a number of things: ``1 layer``, ``2 layers``."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def format_seconds(seconds: float) -> str:
     """Write a duration in the unit that fits: ``850 ns``, ``9.0 µs``, ``29.5 ms``, ``1.45 s``, ``1 h 02 min``."""
     if seconds < 0:

@@ -6,34 +6,46 @@ from typing import TYPE_CHECKING
 
 import click
 
-from chainlift.cli.live import live_options, need_image
+from chainlift.cli.disk import (
+    content_option,
+    disk_options,
+    force_option,
+    lift_dir_option,
+    qemu_option,
+    search_option,
+)
 from chainlift.cli.sizes import SIZE
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from chainlift.lift.live.libvirt import Domain
+    from chainlift.cli.disk import DiskName
 
 
 @click.command()
-@click.argument("image", type=click.Path(), required=False)
+@disk_options
 @click.option(
     "--copy-budget", type=SIZE, metavar="SIZE",
     help="Copy at most so much, for fewer extents. Without: nothing; with --qmp, what it takes for few, up to 1 GiB.",
 )  # fmt: skip
-@click.option("--content", is_flag=True, help="With a running QEMU: compare all before the switch, not only a sample.")
-@click.option("--qemu", "qemu_name", default="host", metavar="QEMU", help="Whose qemu-img switches the pointer.")
-@click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
-@live_options
+@content_option
+@click.option("--clean", is_flag=True, help="Remove the lift that this one replaces, where nobody else needs it.")
+@search_option
+@click.option("--drop-bitmaps", is_flag=True, help="Go on although layers have persistent bitmaps.")
+@lift_dir_option
+@force_option
+@qemu_option
+@click.option("--json", "as_json", is_flag=True, help="Print the lift's record as JSON.")
 def command(
-    image: str | None,
+    name: DiskName,
     copy_budget: int | None,
     content: bool,
+    clean: bool,
+    search: tuple[Path, ...],
+    drop_bitmaps: bool,
+    lift_dir: Path | None,
     qemu_name: str,
     as_json: bool,
-    qmp: Path | Domain | None,
-    device: str | None,
-    node: str | None,
 ) -> None:
     """Build the index of everything under IMAGE and switch IMAGE to it.
 
@@ -48,40 +60,40 @@ def command(
 
     # QEMU is asked for its version while numpy is imported: each takes as long as merging the tables of 100 layers.
     with ThreadPoolExecutor(1) as pool:
-        found = pool.submit(find_qemu, qemu_name, need=["img"] if qmp is None else ["storage-daemon"])
+        found = pool.submit(find_qemu, qemu_name, need=name.tools)
         from chainlift.cli.byte_progress import byte_progress
+        from chainlift.cli.disk import describe_switch, say_tidied
         from chainlift.lift.build.index import GENTLE_EXTENTS, gentle_budget
-        from chainlift.lift.lifting import lift_index
         from chainlift.lift.record.manifest import write_text
-        from chainlift.units import format_bytes
-    qemu = found.result()
+        from chainlift.lift.verbs import index
+        from chainlift.units import counted, format_bytes
 
-    switched = ""
-    if qmp is not None:
-        from chainlift.cli.live import describe_switch, session
-        from chainlift.lift.live.lifts import lift_live, prepare_live_index
-
-        with (
-            session(qmp, device=device, node=node, image=image) as running,
-            byte_progress("copying and comparing" if content else "copying") as progress,
-        ):
-            image = str(running.image)
-            prepared = prepare_live_index(running, copy_budget_bytes=copy_budget, progress=progress)
-            result = lift_live(running, prepared, qemu=qemu, content=content, progress=progress)
-        manifest, switched = result.manifest, f"; {describe_switch(result)}"
-    else:
-        image = need_image(image, device, node, content=content)
-        with byte_progress("copying", copy_budget or 0) as progress:
-            manifest = lift_index(image, qemu, copy_budget_bytes=copy_budget or 0, progress=progress)
+    with (
+        name.open(found.result()) as disk,
+        byte_progress("copying and comparing" if content else "copying", copy_budget or 0) as progress,
+    ):
+        done = index(
+            disk,
+            copy_budget_bytes=copy_budget,
+            drop_bitmaps=drop_bitmaps,
+            content=content,
+            clean=clean,
+            parent=lift_dir,
+            search=search,
+            progress=progress,
+        )
+    manifest = done.manifest
     if as_json:
         click.echo(write_text(manifest), nl=False)
-        return
-    seen = sum(layer.visible_clusters > 0 for layer in manifest.layers)
-    click.echo(
-        f"{image}: an index of {manifest.extents} extents over {len(manifest.layers)} layers ({seen} can be seen), "
-        f"{format_bytes(manifest.copied_bytes)} copied{switched}"
-    )
-    if manifest.extents > GENTLE_EXTENTS:
+    else:
+        seen = sum(layer.visible_clusters > 0 for layer in manifest.layers)
+        click.echo(
+            f"{disk.image}: an index of {counted(manifest.extents, 'extent')} over "
+            f"{counted(len(manifest.layers), 'layer')} ({seen} can be seen), "
+            f"{format_bytes(manifest.copied_bytes)} copied{describe_switch(disk)}"
+        )
+    say_tidied(done.tidied, asked=clean)
+    if manifest.extents > GENTLE_EXTENTS and not as_json:
         budget = gentle_budget([layer.visible_clusters for layer in manifest.layers]) * manifest.cluster_size_bytes
         click.echo(
             f"chainlift: --copy-budget {-(-budget >> 20)}M would leave {GENTLE_EXTENTS} extents: faster reads, less "

@@ -8,19 +8,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from chainlift.cli.live import live_options, need_image
+from chainlift.cli.disk import disk_options
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from chainlift.lift.live.libvirt import Domain
+    from chainlift.cli.disk import DiskName
 
 
 @click.command()
-@click.argument("image", type=click.Path(), required=False)
+@disk_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@live_options
-def command(image: str | None, as_json: bool, qmp: Path | Domain | None, device: str | None, node: str | None) -> None:
+def command(name: DiskName, as_json: bool) -> None:
     """Say what index, squash and flatten would do to this very chain, and which one to take.
 
     Nothing is changed. Seconds are at a copy rate measured with 64 MiB in a file without a name beside IMAGE.
@@ -30,12 +27,10 @@ def command(image: str | None, as_json: bool, qmp: Path | Domain | None, device:
     from chainlift.lift.plan import plan_lift
     from chainlift.units import format_bytes, format_seconds
 
-    if qmp is not None:
-        from chainlift.cli.live import session
-
-        with session(qmp, device=device, node=node, image=image) as running:
-            image = str(running.image)
-    plan = plan_lift(need_image(image, None, None) if qmp else need_image(image, device, node))
+    with name.open() as disk:
+        if name.is_running:
+            disk.check()
+        plan = plan_lift(disk)
     if as_json:
         click.echo(json.dumps(asdict(plan), indent=1))
         return

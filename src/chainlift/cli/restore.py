@@ -2,44 +2,72 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import click
 
-from chainlift.cli.live import live_options, need_image
+from chainlift.cli.disk import content_option, disk_options, force_option, qemu_option, search_option
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from chainlift.lift.live.libvirt import Domain
+    from chainlift.cli.disk import DiskName
 
 
 @click.command()
-@click.argument("image", type=click.Path(), required=False)
-@click.option("--clean", is_flag=True, help="Remove the lift's files, too.")
-@click.option("--qemu", "qemu_name", default="host", metavar="QEMU", help="Whose qemu-img switches the pointer.")
-@live_options
+@disk_options
+@click.option(
+    "--lift", "only", type=click.Path(), multiple=True, metavar="FILE",
+    help="Only this lift, named by its file or by the image that stands on it; several times for several.",
+)  # fmt: skip
+@click.option("--clean", is_flag=True, help="Remove the lifts' files, too, where nobody else needs them.")
+@click.option("--dry-run", is_flag=True, help="Only say which lifts would be taken out.")
+@content_option
+@search_option
+@force_option
+@qemu_option
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
-    image: str | None, clean: bool, qemu_name: str, qmp: Path | Domain | None, device: str | None, node: str | None
+    name: DiskName,
+    only: tuple[str, ...],
+    clean: bool,
+    dry_run: bool,
+    content: bool,
+    search: tuple[Path, ...],
+    qemu_name: str,
+    as_json: bool,
 ) -> None:
-    """Make IMAGE name the backing file again that it named before it was lifted.
+    """Take every lift out of the chain of IMAGE: each image names what it named before it was lifted.
 
-    With --qmp the disk is switched back while its VM runs; do so before a live migration, which an index prevents.
+    Lifts are found by what the images stand on, also under snapshots that were taken since; names of files and
+    directories play no part. With --qmp the disk is switched back while its VM runs; do so before a live migration,
+    which an index prevents.
     """
-    from chainlift.lift.restore import restore_lift
+    from chainlift.cli.byte_progress import byte_progress
+    from chainlift.cli.disk import describe_switch, say_tidied
+    from chainlift.lift.verbs import restore
     from chainlift.qemu.binary import find_qemu
 
-    switched = ""
-    if qmp is not None:
-        from chainlift.cli.live import describe_switch, session
-        from chainlift.lift.live.lifts import restore_live
-
-        with session(qmp, device=device, node=node, image=image) as running:
-            image = str(running.image)
-            result = restore_live(running, clean=clean)
-        manifest, switched = result.manifest, f"; {describe_switch(result)}"
+    with name.open(find_qemu(qemu_name, need=name.tools)) as disk, byte_progress("comparing") as progress:
+        done = restore(
+            disk, only=only, clean=clean, dry_run=dry_run, content=content, search=search, progress=progress
+        )
+        switched = "" if dry_run else describe_switch(disk)
+    if as_json:
+        rows = [
+            {
+                "image": str(entry.change.owner),
+                "kind": entry.lift.manifest.kind,
+                "lift": str(entry.lift.file),
+                "backing": {"name": entry.change.new.name, "format": entry.change.new.format},
+            }
+            for entry in done.found
+        ]
+        click.echo(json.dumps({"restored": not dry_run, "lifts": rows}, indent=1))
     else:
-        image = need_image(image, device, node)
-        manifest = restore_lift(image, find_qemu(qemu_name, need=["img"]), clean=clean)
-    removed = ", and its lift is removed" if clean else ""
-    click.echo(f"{image}: stands on {manifest.original.name} again{removed}{switched}")
+        for entry in done.found:
+            does = "would stand" if dry_run else "stands"
+            click.echo(f"{entry.change.owner}: {does} on {entry.change.new.name} again, not on {entry.lift.file}{switched}")
+            switched = ""
+    say_tidied(done.tidied, asked=clean)

@@ -44,7 +44,7 @@ def command(
     import time
 
     from chainlift.errors import AnswerIsNo
-    from chainlift.lift.live.lifts import be_gentle
+    from chainlift.lift.live.gentle import be_gentle
     from chainlift.lift.live.watch import WatchStatus, as_json, as_prometheus, sockets_in, watch_round
 
     if not sockets and directory is None:

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from chainlift.errors import GuestError, InputError
-from chainlift.lift.live.lifts import lift_live, prepare_live_index, restore_live
+from chainlift.lift.live.disk import RunningDisk
 from chainlift.lift.live.session import open_session
+from chainlift.lift.verbs import index, restore
 from chainlift.results.store import LIVE
 from chainlift.study.probe import Probe, Reading, Setup, register
 
@@ -84,12 +85,13 @@ class LiveProbe:
             for event in ("pivot", "restore"):
                 start = time.monotonic() - began
                 with open_session(guest.vm.spare_qmp_path, image=setup.image) as session:
+                    disk = RunningDisk(session, qemu=None)
                     if event == "pivot":
-                        done = lift_live(session, prepare_live_index(session), qemu=None)
+                        extents = index(disk).manifest.extents
                     else:
-                        done = restore_live(session, clean=True)
+                        restore(disk, clean=True)
                 end = time.monotonic() - began
-                switches.append(Switch(event, start, end, done.timings, done.manifest.extents or 0))
+                switches.append(Switch(event, start, end, disk.timings, extents))
                 time.sleep(part_s)
             intervals = _finish(guest, time.monotonic() - began)
             guest.halt()

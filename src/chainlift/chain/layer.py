@@ -9,6 +9,7 @@ from chainlift.chain.linear import ExtentsFile
 from chainlift.qcow2.layout import SECTOR_SIZE
 
 if TYPE_CHECKING:
+    from chainlift.chain.names import Reference
     from chainlift.qcow2.file import ImageFile
     from chainlift.qcow2.image import Image
 
@@ -31,6 +32,8 @@ class Layer:
     backing_name: str | None
     #: The header's backing format.
     backing_format: str | None
+    #: How it was opened: by which name, and what of its header that name overrides.
+    reference: Reference
 
     @property
     def extents(self) -> int:

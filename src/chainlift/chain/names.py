@@ -8,10 +8,11 @@ relative to the directory of the name by which the overlay was opened (a symboli
 from __future__ import annotations
 
 import os
+import stat
 from dataclasses import dataclass
 from typing import Any
 
-from chainlift.errors import ImageError, PolicyError
+from chainlift.errors import ImageError, InputError, PolicyError
 
 #: Drivers of QEMU that are the format of a layer.
 FORMATS = ("qcow2", "raw")
@@ -59,6 +60,73 @@ def parse_name(name: str, *, named_in: str | None = None, file_format: str | Non
             raise PolicyError(f"names {name!r}: the protocol {protocol!r} is no local file", path=named_in)
         return _plain(rest, None, file_format)
     return _plain(name, named_in, file_format)
+
+
+def plain_name(path: str) -> str:
+    """Return a path so that QEMU takes it for one: a colon in its first part would make it a protocol."""
+    return f"./{path}" if ":" in path.split("/", maxsplit=1)[0] or path.startswith("-") else path
+
+
+def format_reference(reference: Reference) -> str:
+    """Write a reference as a name that QEMU, and :func:`parse_name`, understand again.
+
+    A plain name says a path and nothing else: it is written where the reference overrides nothing that the image's
+    header says, relative where the path is, and the format is then said beside it. All else takes a ``json:`` name,
+    which has absolute paths. It may be longer than the 1,023 bytes that a header has room for.
+
+    :raise InputError: if a path in a ``json:`` name is no UTF-8: QEMU's JSON has no other text.
+    """
+    overrides = not reference.follows_header or reference.data_file is not None or reference.is_descriptor
+    if _is_raw(reference) or not overrides:
+        return plain_name(reference.path)
+    import json  # most names are none
+
+    return "json:" + json.dumps(_describe(reference), separators=(",", ":"), ensure_ascii=False)
+
+
+def _describe(reference: Reference) -> dict[str, Any]:
+    """Return the options of a node; a driver that nobody said is left for QEMU to find, as it would have been."""
+    options: dict[str, Any] = {}
+    if _is_raw(reference):
+        return {"driver": "raw", "file": _describe_file(reference)}
+    if reference.format is not None:
+        options["driver"] = reference.format
+    if reference.is_descriptor:
+        # As chainlift.lift.build.descriptor.backing_name(): no node that could be written through.
+        inner = {"driver": "file", "read-only": True, "filename": _absolute(reference.path)}
+        options |= {"read-only": True, "file": {"driver": "vmdk", "read-only": True, "file": inner}}
+    else:
+        options["file"] = _describe_file(reference)
+    if reference.data_file is not None:
+        options["data-file"] = _describe_file(reference.data_file)
+    if not reference.follows_header:
+        options["backing"] = None if reference.backing is None else _describe(reference.backing)
+    return options
+
+
+def _is_raw(reference: Reference) -> bool:
+    """Whether there is no header that could say, or be overridden in, anything."""
+    return reference.format is not None and reference.format in ("raw", *_FILE_DRIVERS)
+
+
+def _describe_file(reference: Reference) -> dict[str, Any]:
+    path = _absolute(reference.path)
+    try:
+        is_device = stat.S_ISBLK(os.stat(path).st_mode)  # noqa: PTH116 - names may hold any byte
+    except OSError:
+        is_device = False
+    return {"driver": "host_device" if is_device else "file", "filename": path}
+
+
+def _absolute(path: str) -> str:
+    """Return an absolute path; ``..`` stays, as what it leads to depends on symbolic links before it."""
+    path = os.path.join(os.getcwd(), path.removeprefix("./"))  # noqa: PTH109, PTH118 - names may hold any byte
+    try:
+        path.encode()
+    except UnicodeEncodeError as error:
+        what = "has a name that is no UTF-8, which a json: name cannot carry"
+        raise InputError(what, path=path, hint="rename it, or what it lies in") from error
+    return path
 
 
 def _plain(name: str, named_in: str | None, file_format: str | None) -> Reference:
@@ -152,7 +220,8 @@ def _filename(options: dict[str, Any], named_in: str | None) -> str:
     filename = options.get("filename")
     if not isinstance(filename, str) or not filename or "\0" in filename:
         raise ImageError("has a json: name whose 'filename' is no file name", path=named_in)
-    return filename if options.get("driver") else parse_name(filename).path
+    # Never a protocol, whether a driver is named or not (bdrv_find_protocol() without allow_protocol_prefix).
+    return filename
 
 
 def _check_options(options: dict[str, Any], known: set[str], named_in: str | None) -> None:

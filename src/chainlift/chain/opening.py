@@ -80,7 +80,7 @@ def _open_layer(reference: Reference, policy: ChainPolicy) -> tuple[Layer, Refer
     if file_format not in FORMATS:
         raise ImageError(f"the format {file_format!r} is not supported", path=reference.path)
     if file_format == "raw":
-        return Layer(reference.path, "raw", file, None, reference.format is None, None, None), None
+        return Layer(reference.path, "raw", file, None, reference.format is None, None, None, reference), None
     header = read_header(file)
     data_file = None
     if header.has_data_file:
@@ -91,6 +91,9 @@ def _open_layer(reference: Reference, policy: ChainPolicy) -> tuple[Layer, Refer
             data_reference = parse_name(os.fsdecode(header.data_file), file_format="raw")
         else:
             raise ImageError("needs an external data file and names none", path=reference.path)
+        if data_reference.format not in (None, *_RAW_FORMATS):
+            what = f"has a json: name whose 'data-file' is {data_reference.format}: only raw ones are supported"
+            raise ImageError(what, path=reference.path)
         data_file = _open_file(data_reference.path, policy)
     image = Image(file, header, data_file)
     backing, name = reference.backing, None
@@ -99,7 +102,8 @@ def _open_layer(reference: Reference, policy: ChainPolicy) -> tuple[Layer, Refer
         backing = parse_name(name, named_in=reference.path, file_format=header.backing_format)
     elif backing is not None:
         name = backing.path
-    layer = Layer(reference.path, "qcow2", file, image, reference.format is None, name, header.backing_format)
+    probed = reference.format is None
+    layer = Layer(reference.path, "qcow2", file, image, probed, name, header.backing_format, reference)
     return layer, backing
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chainlift.chain.linear import ExtentsFile
+from chainlift.chain.names import plain_name
 from chainlift.errors import ImageError
 from chainlift.lift.record.manifest import Pointer
 from chainlift.lift.build.merge import Below, Merger
@@ -134,8 +135,3 @@ def _backing_of(chain: Chain, onto: int, workspace: Workspace) -> Pointer:
         if os.path.commonpath((path, parent)) == parent:
             path = os.path.relpath(path, directory)
     return Pointer(name=plain_name(path), format=file_format)
-
-
-def plain_name(name: str) -> str:
-    """Return a path so that QEMU takes it for one: a colon in its first part would make it a protocol."""
-    return f"./{name}" if ":" in name.split("/", maxsplit=1)[0] or name.startswith("-") else name

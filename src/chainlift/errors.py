@@ -10,10 +10,11 @@ The class decides the exit status; ``chainlift.cli.main`` is the only place that
     │   ├── PolicyError            a chain leads where it may not
     │   ├── PlanError              a study's plan does not hold
     │   └── MissingToolError       a program or package that is needed is not there
-    └── OperationError       3     an operation failed; everything is as before
-        ├── QemuError              a QEMU program said no
-        │   └── QemuCrashed        a QEMU process ended by itself
-        └── GuestError             a guest did not do what it was asked
+    ├── OperationError       3     an operation failed; everything is as before
+    │   ├── QemuError              a QEMU program said no
+    │   │   └── QemuCrashed        a QEMU process ended by itself
+    │   └── GuestError             a guest did not do what it was asked
+    └── UnknownStateError    4     an operation failed, and it is not known what it has left
 """
 
 from __future__ import annotations
@@ -116,3 +117,19 @@ class QemuCrashed(QemuError):  # noqa: N818 - an event that a study records as a
 
 class GuestError(OperationError):
     """A guest did not come up, went away or refused a command."""
+
+
+class UnknownStateError(ChainliftError):
+    """An operation failed, and so did its undoing, or nobody answers who could tell what is left.
+
+    It is no :class:`OperationError`: nobody who undoes his own part after one of those may do so here.
+
+    :param what: what failed and what is known: which header or node was changed, or may have been.
+    :param path: the image whose pointer it is about.
+    :param hint: what to do; never left out.
+    """
+
+    exit_status = 4
+
+    def __init__(self, what: str, *, path: str | PathLike[str] | None = None, hint: str) -> None:
+        super().__init__(what, path=path, hint=hint)

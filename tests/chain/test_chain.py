@@ -195,3 +195,24 @@ def test_memory_is_that_of_a_window_whatever_the_number_of_coarse_layers(tmp_pat
     # 18 bytes for each of 2^20 granules, and some columns of as many rows while a layer is painted.
     assert peak < 100 * MIB
     assert tally[:, Kind.DATA].tolist()[0] == 256
+
+
+def test_a_closed_chain_cannot_be_read(tmp_path):
+    write_image(tmp_path / "base", virtual_size=MIB, clusters=[0], data=fill("B"))
+    # It ends before the top does: there are two windows.
+    write_image(**over(tmp_path / "top", "base", virtual_size=2 * MIB, clusters=[1], data=fill("T")))
+    with open_chain(tmp_path / "top") as chain:
+        windows = chain.resolve()
+        next(windows)
+    for use in (
+        lambda: chain.read(0, 1),
+        lambda: chain.read(0, 0),
+        chain.resolve,
+        lambda: next(windows),
+        lambda: list(Resolver(chain).windows(0, MIB)),
+        chain.__enter__,
+    ):
+        with pytest.raises(InputError, match="top: is closed"):
+            use()
+    chain.close()
+    assert (chain.length, chain.virtual_size) == (1, 2 * MIB)

@@ -387,7 +387,7 @@ def test_an_image_that_is_replaced_while_it_is_read_is_noticed(tmp_path):
     path = tmp_path / "image"
     write_image(path, virtual_size=MIB, clusters=[0], data=b"a" * K64)
     with open_chain(path) as chain:
-        chain.close()  # as the descriptor pool does when there are too many
+        chain.layers[0].file.close()  # as the descriptor pool does when there are too many
         path.rename(tmp_path / "old")
         write_image(path, virtual_size=MIB, clusters=[0], data=b"b" * K64)
         with pytest.raises(ImageError, match="was replaced"):

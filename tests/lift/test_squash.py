@@ -9,7 +9,7 @@ from chainlift.errors import ImageError, OperationError
 from chainlift.lift.build.workspace import lift_directory
 from chainlift.lift.flatten import flatten_chain
 from chainlift.lift.lifting import lift_index, lift_squash
-from chainlift.lift.plan import _recommend, plan_lift
+from chainlift.lift.plan import plan_lift
 from chainlift.lift.restore import restore_lift
 from chainlift.lift.verify import verify_lift
 from chainlift.qcow2.writer import write_image
@@ -179,30 +179,6 @@ def test_what_cannot_be_squashed_is_refused(tmp_path, host_qemu, contents):
     with pytest.raises(ImageError, match="is no layer of the chain"):
         lift_squash(image, host_qemu, onto=tmp_path / "other")
     assert contents(tmp_path) == before
-
-
-def test_a_plan_changes_nothing_and_says_what_would_be_copied(tmp_path, host_qemu, contents):
-    image = plain_chain(tmp_path / "c", length=9)
-    before = contents(tmp_path)
-    plan = plan_lift(image)
-    assert contents(tmp_path) == before
-    choices = {choice.kind: choice for choice in plan.choices}
-    assert plan.length == choices["none"].depth == 9
-    assert choices["index"].copied_bytes == 0
-    manifest, _ = lift_squash(image, host_qemu)
-    assert choices["squash"].copied_bytes == manifest.copied_bytes + manifest.cloned_bytes
-    assert plan.recommended == "squash"
-    assert plan_lift(image).length == 9  # of the chain as it was before the lift
-
-
-@pytest.mark.parametrize(
-    ("absorbed_bytes", "rate", "recommended"),
-    [(1 << 30, 1e9, "index with a budget"), (1 << 30, 1e8, "index"), (None, 1e9, "index"), (1 << 30, 1e10, "squash"),
-     (1 << 30, None, "index"), (1 << 40, 1e9, "index")],
-)  # fmt: skip
-def test_a_plan_recommends_few_extents_where_the_copy_is_short(absorbed_bytes, rate, recommended):
-    # 20 GiB in the middle, 100 GiB free, no reflinks.
-    assert _recommend(300, 20 << 30, absorbed_bytes, False, 100 << 30, None, rate)[0] == recommended
 
 
 @pytest.fixture(params=["xfs", "btrfs"])

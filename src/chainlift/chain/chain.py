@@ -39,8 +39,10 @@ class Chain:
         #: How much of each layer can be seen from the top, in bytes from its start: no layer is seen past the end of
         #: a shorter one above it. int64, never increasing.
         self.visible_sizes: NDArray[np.int64] = np.minimum.accumulate(sizes)
+        self._is_closed = False
 
     def __enter__(self) -> Self:
+        self.require_open()
         return self
 
     def __exit__(
@@ -49,10 +51,19 @@ class Chain:
         self.close()
 
     def close(self) -> None:
-        """Close every file."""
+        """Close every file; what the layers say of themselves stays, but nothing can be read any more."""
+        self._is_closed = True
         for layer in self.layers:
             layer.file.close()
             layer.data_file.close()
+
+    def require_open(self) -> None:
+        """Refuse to go on with a chain that was closed: its files would be opened again, and never be closed.
+
+        :raise InputError: if it was.
+        """
+        if self._is_closed:
+            raise InputError("is closed", path=self.layers[0].path, hint="read a chain before its 'with' block ends")
 
     @property
     def length(self) -> int:
@@ -73,7 +84,9 @@ class Chain:
         :param end: guest offset in bytes, rounded up to a granule; None: the disk's end.
         :param digests: None, or one for each layer, to take in what its tables say: then no table is left unread.
         :raise ImageError: if a table that is needed is malformed or cut off.
+        :raise InputError: if the chain is closed, or is before the last window.
         """
+        self.require_open()
         return Resolver(self, digests=digests).windows(start, self.virtual_size if end is None else end)
 
     def fall_depth(self, offsets: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -88,9 +101,10 @@ class Chain:
 
         :param offset: in bytes.
         :param length: in bytes.
-        :raise InputError: if the range is not on the disk.
+        :raise InputError: if the range is not on the disk, or the chain is closed.
         :raise ImageError: if a layer is malformed or encrypted.
         """
+        self.require_open()
         if offset < 0 or length < 0 or offset + length > self.virtual_size:
             raise InputError(
                 f"bytes {offset} to {offset + length} are not on a disk of {self.virtual_size}",

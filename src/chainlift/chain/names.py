@@ -44,8 +44,8 @@ class Reference:
 def parse_name(name: str, *, named_in: str | None = None, file_format: str | None = None) -> Reference:
     """Understand a file name.
 
-    :param name: as it stands in a header or was given by a person.
-    :param named_in: the image whose header has it, as it was opened; None for a person's.
+    :param name: as it stands in a header; of one that was given by a person see :func:`parse_argument`.
+    :param named_in: the image whose header has it, as it was opened; None: it is relative to the working directory.
     :param file_format: the format that was said beside the name; it wins over a driver inside ``json:``.
     :raise PolicyError: if it names anything but local files.
     :raise ImageError: if it is no name at all.
@@ -60,6 +60,21 @@ def parse_name(name: str, *, named_in: str | None = None, file_format: str | Non
             raise PolicyError(f"names {name!r}: the protocol {protocol!r} is no local file", path=named_in)
         return _plain(rest, None, file_format)
     return _plain(name, named_in, file_format)
+
+
+def parse_argument(name: str, *, file_format: str | None = None) -> Reference:
+    """Understand the name that a person gave on a command line, who means a file where there is one of that name.
+
+    So ``a:b.qcow2`` is a file if it is there, whatever QEMU would take it for; it gets a name that QEMU takes for a
+    file, too. A name that no file has is understood as one in a header is.
+
+    :param file_format: the format that was said beside the name.
+    :raise PolicyError: if it names anything but local files.
+    :raise ImageError: if it is no name at all.
+    """
+    if ":" in name.split("/", maxsplit=1)[0] and os.path.lexists(name):
+        return Reference(f"./{name}", file_format)
+    return parse_name(name, file_format=file_format)
 
 
 def plain_name(path: str) -> str:

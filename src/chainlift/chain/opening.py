@@ -7,7 +7,7 @@ import os
 from chainlift.chain.chain import Chain
 from chainlift.chain.layer import Layer
 from chainlift.chain.linear import ExtentsFile
-from chainlift.chain.names import FORMATS, Reference, parse_name
+from chainlift.chain.names import FORMATS, Reference, parse_argument, parse_name
 from chainlift.chain.policy import ChainPolicy
 from chainlift.errors import ChainliftError, ImageError, PolicyError
 from chainlift.qcow2.file import ImageFile
@@ -35,7 +35,7 @@ _RAW_FORMATS = ("raw", "file", "host_device")
 
 
 def open_chain(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | Reference,
     policy: ChainPolicy = _DEFAULT_POLICY,
     *,
     format: str | None = None,  # noqa: A002
@@ -45,20 +45,22 @@ def open_chain(
     >>> with open_chain("active.qcow2") as chain:
     ...     print(chain.length, chain.virtual_size)
 
-    :param path: the active layer; a ``json:`` name is understood too.
+    :param path: the active layer, as a person names it: if no file has the name, a ``json:`` name is understood too.
+        Or a reference, from :func:`~chainlift.chain.names.parse_name`: a name out of a header is no person's.
     :param policy: where the chain may lead.
-    :param format: ``qcow2`` or ``raw``; None: found by looking, as qemu-img does.
+    :param format: ``qcow2`` or ``raw``; None: found by looking, as qemu-img does. A reference says its own.
     :return: the chain, with every file open; close it, or use it as a context manager.
     :raise ImageError: if a layer is missing, malformed or of a format that is not supported.
     :raise PolicyError: if the chain leads where it may not, or back to itself.
     """
     layers: list[Layer] = []
     seen: set[tuple[int, ...]] = set()
-    reference: Reference | None = parse_name(os.fspath(path), file_format=format)
+    top = path if isinstance(path, Reference) else parse_argument(os.fspath(path), file_format=format)
+    reference: Reference | None = top
     try:
         while reference is not None:
             if len(layers) > policy.max_depth:
-                raise PolicyError(f"has more than {policy.max_depth} layers over its base", path=os.fspath(path))
+                raise PolicyError(f"has more than {policy.max_depth} layers over its base", path=top.path)
             layer, reference = _open_layer(reference, policy)
             layers.append(layer)
             if layer.file.identity in seen:

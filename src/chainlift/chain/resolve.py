@@ -46,6 +46,7 @@ class Resolver:
     def __init__(
         self, chain: Chain, tally: NDArray[np.int64] | None = None, digests: Sequence[TablesDigest] | None = None
     ) -> None:
+        self._chain = chain
         self._layers = chain.layers
         #: How far each layer can be seen, and that nothing is below the last.
         self._limits = [*chain.visible_sizes.tolist(), 0]
@@ -67,12 +68,16 @@ class Resolver:
         self._cuts = sorted({limit // granule * granule for limit in inner} | {odd + granule for odd in self._odd})
 
     def windows(self, start: int, end: int) -> Iterator[Window]:
-        """Yield the windows from ``start`` (rounded down to a granule) to ``end`` (rounded up), in bytes."""
+        """Yield the windows from ``start`` (rounded down to a granule) to ``end`` (rounded up), in bytes.
+
+        :raise InputError: if the chain is closed.
+        """
         granule = self._granularity
         position = start // granule * granule
         end = min(-(-end // granule) * granule, self._size)
         step = WINDOW_GRANULES * granule
         while position < end:
+            self._chain.require_open()
             if position in self._odd:
                 stop = min(position + granule, end)
                 self._look_ahead(position)

@@ -24,6 +24,7 @@ def command(name: DiskName, as_json: bool) -> None:
     With --qmp, what speaks against a lift under the running VM is an error, as it would be for the lift.
     """
     from chainlift.cli.table import print_table
+    from chainlift.errors import one_line
     from chainlift.lift.plan import plan_lift
     from chainlift.units import format_bytes, format_seconds
 
@@ -56,6 +57,6 @@ def command(name: DiskName, as_json: bool) -> None:
     )
     for reason in dict.fromkeys(reason for choice in plan.choices for reason in choice.against):
         kinds = ", ".join(choice.kind for choice in plan.choices if reason in choice.against)
-        click.echo(f"{kinds}: {reason}")
+        click.echo(one_line(f"{kinds}: {reason}"))
     command = next((choice.command for choice in plan.choices if choice.kind == plan.recommended), None)
-    click.echo(f"recommended: {command or 'leave it as it is'} ({plan.because})")
+    click.echo(one_line(f"recommended: {command or 'leave it as it is'} ({plan.because})"))

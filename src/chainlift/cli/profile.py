@@ -73,7 +73,7 @@ def command(
     with tempfile.TemporaryDirectory(prefix="chainlift-") as scratch:
         profile = profile_workload(
             found,
-            image,
+            image.absolute(),  # a colon in a relative name would make it a protocol for QEMU
             cast("Workload", workload),
             scratch=Path(scratch),
             seconds=seconds,

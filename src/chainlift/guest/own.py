@@ -112,10 +112,11 @@ class OwnImage:
         environment = self.qemu.environment
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as scratch:
             copy = Path(scratch, "disk")
-            convert = ("convert", "-f", image_format, "-O", "qcow2", str(self.image), str(copy))
+            # Absolute: a colon in a relative name would make it a protocol for QEMU.
+            convert = ("convert", "-f", image_format, "-O", "qcow2", str(self.image.absolute()), str(copy.absolute()))
             run_tool(self.qemu.command("img", *convert), environment=environment)
             run_tool(
-                self.qemu.command("img", "resize", "-q", "-f", "qcow2", str(copy), str(virtual_size)),
+                self.qemu.command("img", "resize", "-q", "-f", "qcow2", str(copy.absolute()), str(virtual_size)),
                 environment=environment,
             )
             if data_bytes:

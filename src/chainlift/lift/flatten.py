@@ -72,7 +72,7 @@ def flatten_chain(
             try:
                 # A killed run's leftover has no other use.
                 temporary.unlink(missing_ok=True)
-                size = _DEFAULT_CLUSTER if file_format == "raw" else _cluster_size(chain)
+                size = _DEFAULT_CLUSTER if file_format == "raw" else flat_cluster_size(chain)
                 if compress is None:  # nobody knows how small it gets
                     require_room_for_copy(directory, chain, sources, locks.descriptors, size, sparse=True)
                 if file_format == "raw":
@@ -94,7 +94,8 @@ def flatten_chain(
             return Flattened(chain.virtual_size, size, copied)
 
 
-def _cluster_size(chain: Chain) -> int:
+def flat_cluster_size(chain: Chain) -> int:
+    """Return the cluster size of a flattened image, in bytes: that of the active layer, 4 KiB at least."""
     return max(4096, chain.layers[0].cluster_size or _DEFAULT_CLUSTER)
 
 
@@ -136,7 +137,7 @@ def _write_qcow2(
     rate_bytes_per_s: int | None,
     progress: Callable[[int], None] | None,
 ) -> Copied:
-    size = _cluster_size(chain)
+    size = flat_cluster_size(chain)
     with ImageWriter(
         path, virtual_size=chain.virtual_size, cluster_size=size, compression=compress or "zlib"
     ) as writer:

@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import os
+import shlex
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 
+from chainlift.chain import open_chain
 from chainlift.chain.summary import l2_cache_bytes, summarize
 from chainlift.errors import ImageError
 from chainlift.lift.build.copying import Copier, can_clone
 from chainlift.lift.build.descriptor import check_name
+from chainlift.lift.build.extents import Seen
 from chainlift.lift.build.files import Sources
-from chainlift.lift.build.index import GENTLE_EXTENTS, gentle_budget, index_cluster_size
+from chainlift.lift.build.index import GENTLE_EXTENTS, gentle_budget, index_cluster_size, least_room
 from chainlift.lift.build.merge import Merger, State
+from chainlift.lift.build.room import RewriteSize, measure_rewrite
+from chainlift.lift.build.squash import layers_below, squash_cluster_size
+from chainlift.lift.flatten import flat_cluster_size
 from chainlift.lift.lifting import files_of
 from chainlift.lift.neighbours.locks import LayerLocks
 from chainlift.lift.record.source import find_source, require_liftable
+from chainlift.units import format_bytes
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -35,13 +43,24 @@ _PROBE_BYTES: Final = 64 << 20
 #: A copy that a person waits for without a thought, and one that is still worth to be rid of every limit of an index.
 _SHORT_COPY_S: Final = 2
 _PATIENCE_S: Final = 10
+#: Layers from which on a chain costs anything.
+_SHORT_CHAIN: Final = 8
+_MIB: Final = 1 << 20
+_INDEX_LIMITS: Final = (
+    "blocks live migration while the VM runs on it: restore first",
+    "the json: name in the image is absolute: after a move, index again",
+)
+_NO_SNAPSHOTS: Final = "snapshots are not in the result"
+_LATER: Final = "; squash later, when there is time"
+
+Kind = Literal["none", "index", "index with a budget", "squash", "flatten"]
 
 
 @dataclass(frozen=True)
 class Choice:
     """One way to lift a chain."""
 
-    kind: Literal["none", "index", "index with a budget", "squash", "flatten"]
+    kind: Kind
     #: What does it; None for leaving all as it is.
     command: str | None
     #: Layers over the base that QEMU would go through.
@@ -53,7 +72,9 @@ class Choice:
     copy_s: float | None
     #: Of the table caches and nodes, when all of the disk was read; an estimate.
     memory_bytes: int
-    #: What speaks against it.
+    #: Why it cannot be done, as things are; None where it can.
+    impossible: str | None
+    #: What speaks against it: that, or what one should mind.
     against: tuple[str, ...]
 
 
@@ -66,14 +87,11 @@ class Plan:
     virtual_size_bytes: int
     #: Layers that own a cluster which can be seen.
     visible_layers: int
-    #: Bytes that can be seen above the base, and in all.
-    middle_bytes: int
-    all_bytes: int
     reflinks: bool
     copy_bytes_per_s: float | None
     free_bytes: int
     choices: tuple[Choice, ...]
-    recommended: str
+    recommended: Kind
     because: str
 
 
@@ -88,37 +106,71 @@ def plan_lift(image: str | os.PathLike[str], *, measure: bool = True) -> Plan:
         require_liftable(chain)
         sources = Sources(chain)
         with LayerLocks(files_of(chain, sources)) as locks:
-            visible, mixed = _visible(chain, sources)
+            seen = _look(chain, sources)
             directory = source.image.parent
             status = os.statvfs(directory)
             fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 reflinks = can_clone(fd, locks.descriptors[sources.files[0].path])
-                rate = _copy_rate(fd, sources, visible, locks.descriptors) if measure else None
+                rate = _copy_rate(fd, sources, seen.visible_bytes, locks.descriptors) if measure else None
             finally:
                 os.close(fd)
-            return _plan(
-                source.image, chain, sources, visible, mixed, reflinks, rate, status.f_bavail * status.f_frsize
+            free = status.f_bavail * status.f_frsize
+            choices = _choices(source.image, chain, sources, seen, _Means(reflinks, rate, free))
+            recommended, because = recommend(choices, reflinks=reflinks)
+            return Plan(
+                image=str(source.image),
+                length=len(chain.layers),  # the image itself is one more, the base is not counted
+                virtual_size_bytes=chain.virtual_size,
+                visible_layers=len(seen.visible_files),
+                reflinks=reflinks,
+                copy_bytes_per_s=rate,
+                free_bytes=free,
+                choices=choices,
+                recommended=recommended,
+                because=because,
             )
 
 
-def _visible(chain: Chain, sources: Sources) -> tuple[NDArray[np.int64], int]:
-    """Return the bytes of each file that can be seen, and how many an index would have to copy."""
+@dataclass(frozen=True)
+class _Means:
+    """What there is to copy with, and to copy to."""
+
+    reflinks: bool
+    rate: float | None
+    free_bytes: int
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What an index of a chain would point at."""
+
+    cluster_size: int
+    pointed: Seen
+    mixed_clusters: int
+    #: Files with something that can be seen, in clusters of an index or parts of them.
+    visible_files: list[int]
+
+    @property
+    def visible_bytes(self) -> NDArray[np.int64]:
+        """Bytes of each file that can be pointed at."""
+        return self.pointed.visible * self.cluster_size
+
+
+def _look(chain: Chain, sources: Sources) -> _Look:
+    seen, mixed = Seen.none(sources.files), 0
+    in_parts = np.zeros(len(sources.files), dtype=bool)
     size = index_cluster_size(chain)
-    visible = np.zeros(len(sources.files), dtype=np.int64)
-    mixed = 0
-    for pieces in Merger(chain, sources, size, sparse=True).pieces():
-        pointed = (pieces.state == State.DATA) | (pieces.state == State.COMPRESSED)
-        np.add.at(visible, pieces.source[pointed], pieces.count[pointed] * size)
-        mixed += int(pieces.count[pieces.state == State.MIXED].sum()) * size
-        parts = pieces.fragments
-        of_file = parts.source >= 0
-        np.add.at(visible, parts.source[of_file], parts.length[of_file])
-    return visible, mixed
+    for pieces in Merger(chain, sources, size).pieces():
+        seen.add(pieces)
+        mixed += int(pieces.count[pieces.state == State.MIXED].sum())
+        parts = pieces.fragments.source
+        in_parts[parts[parts >= 0]] = True
+    return _Look(size, seen, mixed, np.flatnonzero((seen.visible > 0) | in_parts).tolist())
 
 
 def _copy_rate(
-    directory: int, sources: Sources, visible: NDArray[np.int64], descriptors: dict[str, int]
+    directory: int, sources: Sources, visible_bytes: NDArray[np.int64], descriptors: dict[str, int]
 ) -> float | None:
     """Copy some of the layers into a file that never gets a name; return bytes per second, None if that cannot be."""
     try:
@@ -129,9 +181,9 @@ def _copy_rate(
         started = time.monotonic()
         done = 0
         with Copier(fd, clone=False) as copier:
-            for index in np.argsort(-visible, kind="stable").tolist():
+            for index in np.argsort(-visible_bytes, kind="stable").tolist():
                 source = sources.files[index]
-                length = min(source.length, int(visible[index]), _PROBE_BYTES - done) // 4096 * 4096
+                length = min(source.length, int(visible_bytes[index]), _PROBE_BYTES - done) // 4096 * 4096
                 if length <= 0:
                     break
                 copier.add(descriptors[source.path], source.base, length, done)
@@ -144,108 +196,110 @@ def _copy_rate(
         os.close(fd)
 
 
-def _plan(
-    image: Path,
-    chain: Chain,
-    sources: Sources,
-    visible: NDArray[np.int64],
-    mixed: int,
-    reflinks: bool,  # noqa: FBT001
-    rate: float | None,
-    free: int,
-) -> Plan:
-    length = len(chain.layers)  # the image itself is one more, the base is not counted
-    base_files = np.array([layer == len(chain.layers) - 1 for layer in sources.layer], dtype=bool)
-    middle, everything = int(visible[~base_files].sum()), int(visible.sum())
-    used = np.sort(visible[visible > 0])
-    cluster_size = index_cluster_size(chain)
+def _choices(image: Path, chain: Chain, sources: Sources, seen: _Look, means: _Means) -> tuple[Choice, ...]:
+    length = len(chain.layers)
+    name = shlex.quote(str(image))
     # One image with everything has a table for all of the disk.
-    cache = l2_cache_bytes(-(-chain.virtual_size // (cluster_size * cluster_size // 8)), cluster_size)
-    per_layer = cache + _NODE_BYTES
-    # A layer of the chain has tables only where it has clusters.
-    held = summarize(chain).l2_cache_bytes
-    gentle = gentle_budget(visible.tolist())
-    absorbed = gentle + mixed
-    migration = "blocks live migration while the VM runs on it: restore first"
-    absolute = "the json: name in the image is absolute: after a move, index again"
-    unnamable = _unnamable(sources)
+    size = seen.cluster_size
+    per_layer = l2_cache_bytes(-(-chain.virtual_size // (size * size // 8)), size) + _NODE_BYTES
 
-    def choice(kind: str, command: str | None, depth: int, files: int, copied: int, *against: str | None) -> Choice:
+    def choice(
+        kind: Kind,
+        command: str | None,
+        depth: int,
+        files: int,
+        takes: RewriteSize,
+        memory_bytes: int,
+        impossible: str | None = None,
+        mind: tuple[str, ...] = (),
+    ) -> Choice:
+        copied, rate = takes.copied_bytes, means.rate
+        needs = takes.table_bytes + (0 if means.reflinks else copied)
+        if impossible is None and needs > means.free_bytes:
+            impossible = f"needs {format_bytes(needs)}, {format_bytes(means.free_bytes)} are free"
         seconds = 0.0 if not copied else None if rate is None else copied / rate
-        needs = 0 if reflinks else copied
-        short = f"needs {needs} bytes, {free} are free" if needs > free else None
-        memory = (2 if kind.startswith("index") else depth + 1) * per_layer
-        if kind == "none":
-            memory = held + (depth + 1) * _NODE_BYTES
-        if kind.startswith("index"):
-            memory += files * _EXTENT_BYTES
-        reasons = tuple(reason for reason in (short, *against) if reason)
-        return Choice(kind, command, depth, files, copied, seconds, memory, reasons)  # type: ignore[arg-type]
+        against = mind if impossible is None else (impossible, *mind)
+        return Choice(kind, command, depth, files, copied, seconds, memory_bytes, impossible, against)
 
-    nothing_between = "there is nothing between the image and its base" if length < 2 else None
-    choices = (
-        choice("none", None, length, length + 1, 0),
-        choice("index", f"chainlift index {image}", 1, len(used) + 3, mixed, unnamable, migration, absolute),
-        choice(
-            "index with a budget",
-            f"chainlift index {image} --copy-budget {_rounded(absorbed)}",
-            1,
-            min(len(used), GENTLE_EXTENTS - 1) + 3,
-            absorbed,
-            unnamable,
-            migration,
-            absolute,
-        ),
-        choice("squash", f"chainlift squash {image}", 2, 3, middle, nothing_between),
-        choice("flatten", f"chainlift flatten {image} OUT", 0, 1, everything, "snapshots are not in the result"),
-    )
-    recommended, because = _recommend(length, middle, absorbed if gentle else None, reflinks, free, unnamable, rate)
-    return Plan(
-        image=str(image),
-        length=length,
-        virtual_size_bytes=chain.virtual_size,
-        visible_layers=len(used),
-        middle_bytes=middle,
-        all_bytes=everything,
-        reflinks=reflinks,
-        copy_bytes_per_s=rate,
-        free_bytes=free,
-        choices=choices,
-        recommended=recommended,
-        because=because,
+    def index(kind: Kind, budget_bytes: int) -> Choice:
+        extents = seen.pointed.choose(seen.mixed_clusters, budget_bytes // size)
+        takes = RewriteSize(extents.copied_clusters * size, least_room(chain))
+        budget = f" --copy-budget {budget_bytes >> 20}M" if budget_bytes else ""
+        files = len(extents.kept) + 3
+        memory = 2 * per_layer + files * _EXTENT_BYTES
+        cannot = _unnamable(sources, extents.kept)
+        return choice(kind, f"chainlift index {name}{budget}", 1, files, takes, memory, cannot, _INDEX_LIMITS)
+
+    # A layer of the chain has tables only where it has clusters.
+    held = summarize(chain).l2_cache_bytes + (length + 1) * _NODE_BYTES
+    squash, nothing_between = RewriteSize(0, 0), None
+    if length < 2:  # the base may be raw, and say no cluster size
+        nothing_between = "there is nothing between the image and its base"
+    else:
+        squash = _squash_size(chain, sources)
+    gentle = gentle_budget(seen.visible_bytes.tolist())
+    flat = _flat_size(image, chain, sources)
+    return (
+        choice("none", None, length, length + 1, RewriteSize(0, 0), held),
+        index("index", 0),
+        index("index with a budget", -(-gentle // _MIB) * _MIB),
+        choice("squash", f"chainlift squash {name}", 2, 3, squash, 3 * per_layer, nothing_between),
+        choice("flatten", f"chainlift flatten {name} OUT", 0, 1, flat, per_layer, mind=(_NO_SNAPSHOTS,)),
     )
 
 
-def _recommend(
-    length: int,
-    middle: int,
-    absorbed: int | None,
-    reflinks: bool,  # noqa: FBT001
-    free: int,
-    unnamable: str | None,
-    rate: float | None,
-) -> tuple[str, str]:
-    if length < 8:
+def _squash_size(chain: Chain, sources: Sources) -> RewriteSize:
+    size = squash_cluster_size(chain)
+    return measure_rewrite(
+        Merger(chain, sources, size, below=layers_below(chain, len(chain.layers) - 1)), sources, size
+    )
+
+
+def _flat_size(image: Path, chain: Chain, sources: Sources) -> RewriteSize:
+    try:
+        with open_chain(image) as whole:
+            size = flat_cluster_size(whole)
+            found = Sources(whole)
+            return measure_rewrite(Merger(whole, found, size, sparse=True), found, size)
+    except ImageError:  # its lift is broken, say: the chain below it is most of it
+        size = flat_cluster_size(chain)
+        return measure_rewrite(Merger(chain, sources, size, sparse=True), sources, size)
+
+
+def recommend(choices: tuple[Choice, ...], *, reflinks: bool) -> tuple[Kind, str]:
+    """Choose among what can be done.
+
+    :return: the kind, and why.
+    """
+    none, index, budget, squash, _ = choices
+    if none.depth < _SHORT_CHAIN:
         return "none", "a chain this short costs next to nothing"
-    if reflinks:
-        return "squash", "the file system shares blocks: nothing is copied, and no limit comes with it"
-    if middle <= free and rate is not None and middle / rate < _PATIENCE_S:
-        return "squash", "its copy takes seconds, and no limit comes with it"
-    if unnamable is not None:
-        return "squash", "the index cannot be had: " + unnamable
-    if absorbed is not None and absorbed <= free and rate is not None and absorbed / rate < _SHORT_COPY_S:
+    if squash.impossible is None:
+        if reflinks:
+            return "squash", "the file system shares blocks: nothing is copied, and no limit comes with it"
+        if squash.copy_s is not None and squash.copy_s < _PATIENCE_S:
+            return "squash", "its copy takes seconds, and no limit comes with it"
+        if index.impossible is not None:
+            return "squash", f"the index cannot be had: {index.impossible}"
+    if (
+        budget.impossible is None
+        and budget.command != index.command
+        and budget.copy_s is not None
+        and budget.copy_s < _SHORT_COPY_S
+    ):
         return "index with a budget", f"with {GENTLE_EXTENTS} extents QEMU reads faster and needs less memory"
-    return "index", "nothing is copied; squash later, when there is time"
+    if index.impossible is None:
+        return "index", ("it copies the least" if index.copied_bytes else "nothing is copied") + _LATER
+    if budget.impossible is None:
+        return "index with a budget", f"without the budget it cannot be had: {index.impossible}"
+    return "none", f"neither an index nor a squash can be had: {index.impossible}"
 
 
-def _rounded(count: int) -> str:
-    return f"{-(-count // (1 << 20))}M"
-
-
-def _unnamable(sources: Sources) -> str | None:
-    for source in sources.files:
+def _unnamable(sources: Sources, kept: Sequence[int]) -> str | None:
+    """Return why a descriptor cannot name one of the files that an index points into."""
+    for number in kept:
         try:
-            check_name(os.path.abspath(source.path))  # noqa: PTH100 - as it will stand in the descriptor
+            check_name(os.path.abspath(sources.files[number].path))  # noqa: PTH100 - as it will stand in the descriptor
         except ImageError as error:
             return f"{error.path} {error.what}"
     return None

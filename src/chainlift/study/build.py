@@ -46,7 +46,7 @@ class Bench:
         """
         qemus = {spec: find_qemu(spec) for spec in plan.qemu}
         _guest_kind(plan.guest, next(iter(qemus.values())))
-        chains = Path(plan.chains) if plan.chains else cache_dir("chains")
+        chains = Path(plan.chains).absolute() if plan.chains else cache_dir("chains")
         return cls(plan, qemus, chains)
 
     @property

@@ -14,11 +14,11 @@ from chainlift.chain.linear import Extent
 from chainlift.lift.build.copying import Copier
 from chainlift.lift.build.descriptor import check_name, descriptor_text
 from chainlift.lift.record.pointer import backing_name
+from chainlift.lift.build.extents import Seen
 from chainlift.lift.build.indexfile import PREAMBLE_BYTES, IndexFile, write_all
 from chainlift.lift.build.merge import Fragments, Merger, Pieces, State
 from chainlift.lift.build.room import require_room
 from chainlift.qcow2 import layout, tables
-from chainlift.qcow2.layout import CompressionType
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -118,7 +118,7 @@ def build_index(
         cluster_size=builder.cluster_size,
         extents=1 + len(builder.kept),
         copied_bytes=builder.copied_clusters * builder.cluster_size,
-        visible_clusters=builder.visible.tolist(),
+        visible_clusters=builder.seen.visible.tolist(),
     )
 
 
@@ -158,11 +158,10 @@ class _Builder:
         self._provisional = size + np.concatenate((np.zeros(1, dtype=np.int64), np.cumsum(self._length)))
         self._mixed_base = int(self._provisional[-1])
         count = len(self.sources)
-        self.visible = np.zeros(count, dtype=np.int64)
-        self._compressed = np.zeros(count, dtype=np.int64)
+        self.seen = Seen.none(self.sources)
+        self._zstd = self.seen.zstd
         self._mixed = _Mixed()
         self._mixed_count = 0
-        self._zstd = np.array([source.compression is CompressionType.ZSTD for source in self.sources], dtype=bool)
         self._is_absorbed = np.zeros(count, dtype=bool)
         self._use_zstd = False
         self._delta = np.zeros(count, dtype=np.int64)
@@ -195,9 +194,8 @@ class _Builder:
         size = self.cluster_size
         state, source, count = pieces.state, pieces.source, pieces.count
         pointed = (state == State.DATA) | (state == State.COMPRESSED)
-        np.add.at(self.visible, source[pointed], count[pointed])
         packed = state == State.COMPRESSED
-        np.add.at(self._compressed, source[packed], 1)
+        self.seen.add(pieces)
         value = np.zeros(len(pieces), dtype=np.uint64)
         value[state == State.ZERO] = layout.OFLAG_ZERO
         base = self._provisional[source]
@@ -228,21 +226,12 @@ class _Builder:
 
     def plan(self, copy_budget_bytes: int, most_extents: int | None) -> None:
         """Choose which layers become extents and where they lie: the one with the most visible clusters first."""
-        by_zstd = int(self._compressed[self._zstd].sum())
-        self._use_zstd = by_zstd > int(self._compressed[~self._zstd].sum())
+        chosen = self.seen.choose(self._mixed_count, copy_budget_bytes // self.cluster_size, most_extents)
+        self._use_zstd = chosen.use_zstd
         self._file.use_zstd(self._use_zstd)
-        room = copy_budget_bytes // self.cluster_size
-        seen = np.flatnonzero(self.visible > 0)
-        too_many = len(seen) if most_extents is None else 1 + len(seen) - most_extents
-        for index in seen[np.argsort(self.visible[seen], kind="stable")].tolist()[: max(too_many, 0)]:
-            if self.visible[index] <= room:
-                self._is_absorbed[index] = True
-                room -= int(self.visible[index])
-        odd_type = self._compressed * (self._zstd != self._use_zstd)
-        copied = np.where(self._is_absorbed, self.visible, odd_type)
-        self.copied_clusters = self._mixed_count + int(copied.sum())
-        needed = (self.visible > 0) & ~self._is_absorbed & (self.visible > odd_type)
-        self.kept = sorted(np.flatnonzero(needed).tolist(), key=lambda index: -int(self.visible[index]))
+        self._is_absorbed = chosen.is_absorbed
+        self.copied_clusters = chosen.copied_clusters
+        self.kept = chosen.kept
         rest = int(self._length[self.kept].sum())
         place = self._file.size_with(self.copied_clusters, rest)
         for index in self.kept:

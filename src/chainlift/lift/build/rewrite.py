@@ -61,6 +61,7 @@ def rewrite(
                 rewriter.write_compressed(pieces, progress)
             else:
                 rewriter.write(pieces, copier)
+    copier.done.copied_bytes += rewriter.stored_bytes
     return Rewritten(copier.done, rewriter.visible.tolist())
 
 
@@ -73,6 +74,8 @@ class _Rewriter:
         self._writer = writer
         self._virtual_size = virtual_size
         self.visible = np.zeros(len(sources), dtype=np.int64)
+        #: What was written without the copier: compressed clusters, as they are or newly made.
+        self.stored_bytes = 0
         self._done = 0
 
     def count(self, pieces: Pieces) -> None:
@@ -126,6 +129,7 @@ class _Rewriter:
             source, stored = self._sources[pieces.source[place]], int(pieces.stored_bytes[place])
             data = pread(self._fds[source.path], stored, source.base + int(pieces.host_offset[place]))
             offset = self._writer.store_compressed(data)
+            self.stored_bytes += stored
             value[place] = tables.compressed_entries(np.array([offset]), np.array([len(data)]), bits)[0]
         step = np.where(pieces.state >= State.DATA, np.uint64(size), np.uint64(0))
         says = pieces.state != State.HOLE
@@ -154,9 +158,11 @@ class _Rewriter:
                     elif packed is None:
                         offset = self._writer.reserve(1)
                         self._writer.write(offset, data)
+                        self.stored_bytes += len(data)
                         entries.append(offset | layout.OFLAG_COPIED)
                     else:
                         offset = self._writer.store_compressed(packed)
+                        self.stored_bytes += len(packed)
                         entry = tables.compressed_entries(np.array([offset]), np.array([len(packed)]), bits)[0]
                         entries.append(int(entry))
                     self._done += size

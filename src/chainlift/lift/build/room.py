@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from chainlift.errors import ImageError
 from chainlift.lift.build.copying import can_clone
 from chainlift.lift.build.merge import Merger, State
+from chainlift.qcow2.layout import CompressionType
 from chainlift.units import format_bytes
 
 if TYPE_CHECKING:
@@ -56,22 +60,49 @@ def require_room_for_copy(
     :param sparse: holes of raw layers are not copied.
     :raise ImageError: naming the directory.
     """
-    # The header, the L1 table, and for each cluster an L2 entry and a refcount.
     clusters = -(-chain.virtual_size // cluster_size)
-    tables = clusters * 10 + 8 * cluster_size
+    most = chain.virtual_size + _tables(clusters, cluster_size)
     status = os.statvfs(directory)
-    if status.f_bavail * status.f_frsize > chain.virtual_size + tables and not status.f_flag & os.ST_RDONLY:
+    if status.f_bavail * status.f_frsize > most and not status.f_flag & os.ST_RDONLY:
         return  # the rule: the whole disk would fit
     if _shares_blocks(directory, sources, descriptors):
-        require_room(directory, 8 * cluster_size)
+        require_room(directory, _tables(0, cluster_size))
         return
-    data = mapped = 0
-    for pieces in Merger(chain, sources, cluster_size, below=below, sparse=sparse).pieces():
-        packed = pieces.state == State.COMPRESSED
-        copied = (pieces.state == State.DATA) | (pieces.state == State.MIXED)
-        data += int(pieces.count[copied].sum()) * cluster_size + int(pieces.stored_bytes[packed].sum())
+    found = measure_rewrite(Merger(chain, sources, cluster_size, below=below, sparse=sparse), sources, cluster_size)
+    require_room(directory, found.copied_bytes + found.table_bytes)
+
+
+@dataclass(frozen=True)
+class RewriteSize:
+    """What it takes to write clusters as one image."""
+
+    #: Whole clusters, and compressed ones as they are stored.
+    copied_bytes: int
+    table_bytes: int
+
+
+def measure_rewrite(
+    merger: Merger, sources: Sources, cluster_size: int, *, compression: CompressionType = CompressionType.ZLIB
+) -> RewriteSize:
+    """Tell what :func:`~chainlift.lift.build.rewrite.rewrite` would write, without compressing anything anew.
+
+    :param merger: of all that is to be written.
+    :param cluster_size: the merger's, in bytes.
+    :param compression: of the image that would be written: clusters that are compressed in another way are unpacked.
+    """
+    alike = np.array([source.compression is compression for source in sources.files], dtype=bool)
+    copied = mapped = 0
+    for pieces in merger.pieces():
+        kept = (pieces.state == State.COMPRESSED) & alike[pieces.source]
+        copied += int(pieces.count[(pieces.state >= State.DATA) & ~kept].sum()) * cluster_size
+        copied += int(pieces.stored_bytes[kept].sum())
         mapped += int(pieces.count[pieces.state != State.HOLE].sum())
-    require_room(directory, data + mapped * 10 + 8 * cluster_size)
+    return RewriteSize(copied, _tables(mapped, cluster_size))
+
+
+def _tables(clusters: int, cluster_size: int) -> int:
+    """Return bytes of the header, the L1 table, and for each cluster an L2 entry and a refcount."""
+    return clusters * 10 + 8 * cluster_size
 
 
 def _shares_blocks(directory: Path, sources: Sources, descriptors: dict[str, int]) -> bool:

@@ -36,9 +36,9 @@ from pathlib import Path
 import numpy as np
 
 from chainlift.host.process import run_tool
+from chainlift.lift.at_rest import DiskAtRest
 from chainlift.lift.build.index import GENTLE_EXTENTS, gentle_budget
 from chainlift.lift.flatten import flatten_chain
-from chainlift.lift.at_rest import DiskAtRest
 from chainlift.lift.verbs import index, restore, squash
 from chainlift.qcow2.writer import write_image
 from chainlift.qemu.binary import find_qemu

@@ -12,13 +12,13 @@ import sys
 from functools import partial
 
 import pytest
+from chainlift.lift.lifting import lift_index, lift_squash
+from chainlift.lift.restore import restore_lift
 from tests.support import faults
 
 from chainlift.chain import open_chain
 from chainlift.errors import ChainliftError
 from chainlift.lift.flatten import flatten_chain
-from chainlift.lift.lifting import lift_index, lift_squash
-from chainlift.lift.restore import restore_lift
 from chainlift.qcow2.writer import write_image
 
 pytestmark = [

@@ -4,13 +4,13 @@ import os
 from pathlib import Path
 
 import pytest
+from chainlift.lift.lifting import lift_index, lift_squash
+from chainlift.lift.restore import restore_lift
 from tests.support.chain_machine import ChainMachine, run_machine
 
 from chainlift.chain import open_chain
 from chainlift.errors import ImageError
 from chainlift.lift.flatten import flatten_chain
-from chainlift.lift.lifting import lift_index, lift_squash
-from chainlift.lift.restore import restore_lift
 from chainlift.lift.verify import verify_lift
 from chainlift.qcow2.writer import write_image
 from chainlift.qemu.binary import find_qemu

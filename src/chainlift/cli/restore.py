@@ -50,9 +50,7 @@ def command(
     from chainlift.qemu.binary import find_qemu
 
     with name.open(find_qemu(qemu_name, need=name.tools)) as disk, byte_progress("comparing") as progress:
-        done = restore(
-            disk, only=only, clean=clean, dry_run=dry_run, content=content, search=search, progress=progress
-        )
+        done = restore(disk, only=only, clean=clean, dry_run=dry_run, content=content, search=search, progress=progress)
         switched = "" if dry_run else describe_switch(disk)
     if as_json:
         rows = [
@@ -68,6 +66,8 @@ def command(
     else:
         for entry in done.found:
             does = "would stand" if dry_run else "stands"
-            click.echo(f"{entry.change.owner}: {does} on {entry.change.new.name} again, not on {entry.lift.file}{switched}")
+            click.echo(
+                f"{entry.change.owner}: {does} on {entry.change.new.name} again, not on {entry.lift.file}{switched}"
+            )
             switched = ""
     say_tidied(done.tidied, asked=clean)

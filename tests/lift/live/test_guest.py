@@ -4,11 +4,11 @@ import hashlib
 import subprocess
 
 import pytest
+from chainlift.lift.lifting import prepare_index
+from chainlift.lift.live.lifts import lift_live, restore_live
 
 from chainlift.guest.boot import boot
 from chainlift.guest.micro import MicroGuest
-from chainlift.lift.lifting import prepare_index
-from chainlift.lift.live.lifts import lift_live, restore_live
 from chainlift.lift.live.session import open_session
 from chainlift.qcow2.writer import write_image
 from chainlift.qemu.binary import find_qemu

@@ -8,13 +8,13 @@ import time
 from contextlib import suppress
 
 import pytest
+from chainlift.lift.lifting import prepare_index
+from chainlift.lift.live.lifts import lift_live, restore_live
 from tests.support.daemon import read_all
 from tests.support.owned_chain import everything
 
 from chainlift.errors import ChainliftError, ImageError, InputError
-from chainlift.lift.lifting import prepare_index
 from chainlift.lift.live import closing
-from chainlift.lift.live.lifts import lift_live, restore_live
 from chainlift.lift.live.session import open_session
 from chainlift.lift.live.stream import stream_live
 from chainlift.qemu import monitor as qmp

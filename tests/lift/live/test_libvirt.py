@@ -10,12 +10,12 @@ import time
 from pathlib import Path
 
 import pytest
+from chainlift.lift.lifting import prepare_squash
+from chainlift.lift.live.lifts import lift_live, prepare_live_index, restore_live
 from tests.support.need import missing
 
 from chainlift.errors import InputError, QemuError
-from chainlift.lift.lifting import prepare_squash
 from chainlift.lift.live.libvirt import Domain, VirshMonitor
-from chainlift.lift.live.lifts import lift_live, prepare_live_index, restore_live
 from chainlift.lift.live.session import open_session, read_pointer
 from chainlift.lift.live.stream import stream_live
 

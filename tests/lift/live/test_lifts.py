@@ -3,12 +3,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+from chainlift.lift.lifting import prepare_index, prepare_squash
+from chainlift.lift.live.lifts import lift_live, prepare_live_index, restore_live
 from tests.support.daemon import read_all
 from tests.support.owned_chain import everything
 
 from chainlift.errors import AnswerIsNo, ImageError, InputError, OperationError
-from chainlift.lift.lifting import prepare_index, prepare_squash
-from chainlift.lift.live.lifts import lift_live, prepare_live_index, restore_live
 from chainlift.lift.live.session import open_session, read_pointer
 from chainlift.lift.record.source import find_source
 from chainlift.qemu.binary import find_qemu

@@ -10,10 +10,10 @@ import time
 
 import numpy as np
 import pytest
-
-from chainlift.errors import ChainliftError
 from chainlift.lift.lifting import prepare_index, prepare_squash
 from chainlift.lift.live.lifts import lift_live, restore_live
+
+from chainlift.errors import ChainliftError
 from chainlift.lift.live.session import open_session
 from chainlift.lift.live.stream import stream_live
 from chainlift.qcow2.writer import write_image

@@ -13,11 +13,11 @@ from chainlift.chain import Kind
 from chainlift.chain.linear import Extent
 from chainlift.lift.build.copying import Copier
 from chainlift.lift.build.descriptor import check_name, descriptor_text
-from chainlift.lift.record.pointer import backing_name
 from chainlift.lift.build.extents import Seen
 from chainlift.lift.build.indexfile import PREAMBLE_BYTES, IndexFile, write_all
 from chainlift.lift.build.merge import Fragments, Merger, Pieces, State
 from chainlift.lift.build.room import require_room
+from chainlift.lift.record.pointer import backing_name
 from chainlift.qcow2 import layout, tables
 
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from chainlift.chain.names import format_reference, plain_name
 from chainlift.errors import ImageError
-from chainlift.lift.record.manifest import Pointer
-from chainlift.lift.record.pointer import MAX_BACKING_NAME
 from chainlift.lift.build.merge import Below, Merger
 from chainlift.lift.build.rewrite import rewrite
+from chainlift.lift.record.manifest import Pointer
+from chainlift.lift.record.pointer import MAX_BACKING_NAME
 from chainlift.qcow2.writer import ImageWriter
 
 if TYPE_CHECKING:

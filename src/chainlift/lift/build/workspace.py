@@ -56,7 +56,7 @@ class Workspace:
         :raise ImageError: if it is a directory of device nodes.
         """
         place = os.path.realpath(self.path.parent)
-        if (place == "/dev" or place.startswith("/dev/")) and not place.startswith("/dev/shm"):  # noqa: S108
+        if (place == "/dev" or place.startswith("/dev/")) and not place.startswith("/dev/shm"):
             raise ImageError(
                 "is a device: a lift cannot lie beside it",
                 path=self.image,

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chainlift.errors import ChainliftError, QemuError
-from chainlift.lift.record.pointer import backing_name
 from chainlift.lift.compare.stock import compare_stock
 from chainlift.lift.live import guard
 from chainlift.lift.live.gentle import gentle_extents
@@ -17,7 +16,7 @@ from chainlift.lift.live.layers import layers_under, leads_to, refer, standing
 from chainlift.lift.live.steps import Timings
 from chainlift.lift.live.switch import switch_live
 from chainlift.lift.record.manifest import Pointer
-from chainlift.lift.record.pointer import read_pointer
+from chainlift.lift.record.pointer import backing_name, read_pointer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

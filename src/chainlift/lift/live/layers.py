@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from chainlift.chain.names import parse_name
 from chainlift.errors import ChainliftError, ImageError
-from chainlift.lift.record.pointer import backing_name
 from chainlift.lift.disk import Standing
 from chainlift.lift.live.graph import is_same_file
 from chainlift.lift.live.naming import layer_format, open_options
 from chainlift.lift.record.manifest import Pointer
-from chainlift.lift.record.pointer import read_pointer
+from chainlift.lift.record.pointer import backing_name, read_pointer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from chainlift.errors import ChainliftError
 from chainlift.lift.live.describe import look
-from chainlift.lift.live.disks import list_disks
 from chainlift.lift.live.disk import RunningDisk
+from chainlift.lift.live.disks import list_disks
 from chainlift.lift.live.session import connect, open_session
 from chainlift.lift.verbs import index
 

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from tests.support.luks import create_encrypted
 
+from chainlift import open_chain
 from chainlift.errors import ImageError
-from chainlift.lift.neighbours.carried import carry_bitmaps, read_carried
+from chainlift.lift.neighbours.carried import carry_bitmaps, read_carried, refuse_bitmaps
+from chainlift.lift.record.manifest import Pointer
 from chainlift.qcow2.bitmaps import list_bitmaps, read_bits
 from chainlift.qcow2.file import ImageFile
 from chainlift.qcow2.image import Image, read_header
@@ -130,7 +132,8 @@ def test_bitmaps_of_one_name_become_one_with_all_bits(img, any_qemu, tmp_path):
     img("img", "bitmap", "--disable", top, "cp")
     target = tmp_path / "squash"
     write_image(target, virtual_size=DISK, backing_file="nowhere", backing_format="qcow2")
-    assert sorted(carry_bitmaps(any_qemu, [top, middle, base], target)) == ["-old", "cp"]
+    with open_chain(top) as chain:
+        assert sorted(carry_bitmaps(any_qemu, chain.layers, target)) == ["-old", "cp"]
     carried = read_carried(target)
     state = {bitmap.name: (bitmap.granularity, bitmap.auto, bitmap.in_use) for bitmap in carried.bitmaps}
     assert state == {"cp": (K64, False, False), "-old": (K64, True, False)}
@@ -156,8 +159,11 @@ def test_a_bitmap_that_was_not_saved_is_refused_before_anything_is_changed(img, 
     target = tmp_path / "squash"
     write_image(target, virtual_size=DISK)
     before = target.read_bytes()
-    with pytest.raises(ImageError, match=r"layer: the bitmap 'broken' was not saved properly.*--remove"):
-        carry_bitmaps(any_qemu, [below, layer], target)
+    with (
+        open_chain(layer) as chain,
+        pytest.raises(ImageError, match=r"layer: the bitmap 'broken' was not saved properly.*--remove"),
+    ):
+        carry_bitmaps(any_qemu, chain.layers[::-1], target)
     assert target.read_bytes() == before
 
 
@@ -165,8 +171,8 @@ def test_a_bitmap_of_a_disk_of_another_size_is_refused(img, any_qemu, tmp_path):
     layer = write_layer(img, tmp_path / "layer", bitmaps=[("cp",)], writes=[0])
     target = tmp_path / "squash"
     write_image(target, virtual_size=2 * DISK)
-    with pytest.raises(ImageError, match=f"is of a disk of {DISK} bytes, not {2 * DISK}"):
-        carry_bitmaps(any_qemu, [layer], target)
+    with open_chain(layer) as chain, pytest.raises(ImageError, match=f"is of a disk of {DISK} bytes, not {2 * DISK}"):
+        carry_bitmaps(any_qemu, chain.layers, target)
     assert read_carried(target).bitmaps == ()
 
 
@@ -198,3 +204,14 @@ def test_marks_in_the_header_are_told(tmp_path, bit, told):
 def test_encryption_is_told(tmp_path):
     create_encrypted(tmp_path / "image")
     assert read_carried(tmp_path / "image").encryption == "LUKS"
+
+
+def test_layers_with_bitmaps_are_refused_under_an_index(img, tmp_path):
+    base = write_layer(img, tmp_path / "base", bitmaps=[("cp",)])
+    top = write_layer(img, tmp_path / "top", below=base)
+    image = write_layer(img, tmp_path / "image", below=top, bitmaps=[("own",)])
+    with pytest.raises(ImageError, match=r"base: has the persistent bitmap 'cp'.*--drop-bitmaps"):
+        refuse_bitmaps(image, Pointer("top", "qcow2"))
+    img("img", "bitmap", "--remove", base, "cp")
+    refuse_bitmaps(image, Pointer("top", "qcow2"))  # the image's own stay where they are
+    refuse_bitmaps(base, None)

@@ -64,7 +64,7 @@ class Search:
     """What lies under some directories and which files it names.
 
     :param directories: where to look.
-    :raise InputError: if a directory cannot be searched, or an image in it cannot be read: what that names is not known.
+    :raise InputError: if a directory cannot be searched, or an image there cannot be read: what it names is not known.
     """
 
     def __init__(self, directories: Iterable[str | os.PathLike[str]]) -> None:

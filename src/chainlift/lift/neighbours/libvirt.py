@@ -1,10 +1,10 @@
 """What libvirt's definitions name: domains, running and defined, their snapshots and their checkpoints.
 
-``virsh`` is asked, read-only, and no daemon is started for it. Where no daemon answers, its own files are read: a host's
-libvirtd is often stopped while its disks are worked on.
+``virsh`` is asked, read-only, and no daemon is started for it. Where no daemon answers, its own files are read: a
+host's libvirtd is often stopped while its disks are worked on.
 
-The text is other people's. It is read by the standard library's parser, which resolves no external entities. A text with
-a document type, which libvirt never writes, is refused before that, so that there are no entities at all to expand.
+The text is other people's. It is read by the standard library's parser, which resolves no external entities. A text
+with a document type, which libvirt never writes, is refused before that: there are no entities at all to expand.
 """
 
 from __future__ import annotations

@@ -92,7 +92,7 @@ class OpenFiles:
             status = path.stat()
         except OSError:
             return []
-        found = {}
+        found: dict[tuple[int | None, str], Holder] = {}
         for holder in self._holders.get(identity_of(status), []):
             known = found.get((holder.pid, holder.name))
             if known is None or holder.may_write:

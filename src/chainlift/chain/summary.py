@@ -9,8 +9,9 @@ import numpy as np
 
 from chainlift.chain.findings import Finding, find_all
 from chainlift.chain.resolve import Resolver
+from chainlift.qcow2.bitmaps import Bitmap, list_bitmaps
 from chainlift.qcow2.layout import Kind
-from chainlift.qcow2.snapshots import Bitmap, InternalSnapshot, list_bitmaps, list_snapshots
+from chainlift.qcow2.snapshots import InternalSnapshot, list_snapshots
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import resource
 import stat
 import struct
 from collections import OrderedDict
@@ -18,6 +17,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from chainlift.errors import ImageError, PolicyError
+from chainlift.host.limits import open_files
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -226,8 +226,8 @@ class _DescriptorPool:
     def put(self, file: ImageFile, descriptor: int) -> None:
         if not self._capacity:
             # Half of what the process may have; the limit itself is left alone, as every QEMU we start inherits it.
-            soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-            self._capacity = 4096 if soft == resource.RLIM_INFINITY else max(16, min(soft // 2, 4096))
+            most = open_files()
+            self._capacity = 4096 if most is None else max(16, min(most // 2, 4096))
         while len(self._open) >= self._capacity:
             os.close(self._open.popitem(last=False)[1])
         self._open[id(file)] = descriptor

@@ -1,4 +1,4 @@
-"""Listing what an image holds besides its active state: internal snapshots and dirty bitmaps."""
+"""Listing the internal snapshots of an image."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from chainlift.errors import ImageError
 from chainlift.qcow2 import layout
-from chainlift.qcow2.layout import Autoclear, ExtensionType
 
 if TYPE_CHECKING:
     from chainlift.qcow2.image import Image
@@ -23,19 +22,6 @@ class InternalSnapshot:
     #: Seconds since the epoch.
     date_s: int
     vm_state_bytes: int
-
-
-@dataclass(frozen=True)
-class Bitmap:
-    """A persistent dirty bitmap (specification, section "Bitmaps")."""
-
-    name: str
-    #: Bytes of the disk that one bit stands for.
-    granularity: int
-    #: It was not saved properly and cannot be used.
-    in_use: bool
-    #: QEMU keeps it up to date while the image is written.
-    auto: bool
 
 
 def list_snapshots(image: Image) -> list[InternalSnapshot]:
@@ -64,34 +50,6 @@ def list_snapshots(image: Image) -> list[InternalSnapshot]:
             (vm_state_bytes,) = struct.unpack_from(">Q", rest)
         name_at = extra_size + id_size
         found.append(InternalSnapshot(_text(rest[extra_size:name_at]), _text(rest[name_at:]), date_s, vm_state_bytes))
-    return found
-
-
-def list_bitmaps(image: Image) -> list[Bitmap]:
-    """Return the persistent dirty bitmaps of an image; none where its autoclear bit says that they are stale.
-
-    :raise ImageError: if the bitmap directory is malformed or cut off.
-    """
-    content = image.header.extensions.get(ExtensionType.BITMAPS)
-    if content is None or Autoclear.BITMAPS not in image.header.autoclear_features:
-        return []
-    if len(content) != layout.BITMAPS_EXTENSION.size:
-        raise ImageError(f"the bitmaps extension has {len(content)} bytes", path=image.path)
-    count, _, size, offset = layout.BITMAPS_EXTENSION.unpack(content)
-    if not 0 < count <= layout.MAX_BITMAPS or size > layout.MAX_BITMAP_DIRECTORY_BYTES or offset >= 1 << 62:
-        raise ImageError(f"the bitmaps extension names {count} bitmaps in {size} bytes at {offset:#x}", path=image.path)
-    found: list[Bitmap] = []
-    end = offset + size
-    while offset < end:
-        fixed = image.file.pread(offset, layout.BITMAP_ENTRY.size)
-        if len(fixed) < layout.BITMAP_ENTRY.size:
-            raise ImageError("the bitmap directory is cut off", path=image.path)
-        _, _, flags, _, granularity_bits, name_size, extra_size = layout.BITMAP_ENTRY.unpack(fixed)
-        if granularity_bits > 31 or name_size > layout.MAX_BITMAP_NAME or len(found) == count:
-            raise ImageError(f"bitmap {len(found)}: the bitmap directory is malformed", path=image.path)
-        name = image.file.pread(offset + layout.BITMAP_ENTRY.size + extra_size, name_size)
-        found.append(Bitmap(_text(name), 1 << granularity_bits, bool(flags & 1), bool(flags & 2)))
-        offset += (layout.BITMAP_ENTRY.size + extra_size + name_size + 7) & ~7
     return found
 
 

@@ -1,18 +1,12 @@
 """A real libvirtd, of a user of its own, with a domain whose disk is lifted through it."""
 
-import contextlib
 import os
-import pwd
 import shutil
 import subprocess
-import tempfile
 import time
-from pathlib import Path
 
 import pytest
-from chainlift.lift.lifting import prepare_squash
-from chainlift.lift.live.lifts import lift_live, prepare_live_index, restore_live
-from tests.support.need import missing
+from tests.support.libvirt import running_libvirtd, virsh
 
 from chainlift.errors import InputError, QemuError
 from chainlift.lift.live.libvirt import Domain, VirshMonitor
@@ -32,44 +26,10 @@ DOMAIN = """
 """
 
 
-def virsh(*arguments: object) -> str:
-    done = subprocess.run(["virsh", "-q", *map(str, arguments)], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 @pytest.fixture(scope="module")
 def place():
-    """A directory that libvirtd's user may use, with libvirtd running: as root nobody, for root has no session."""
-    with contextlib.ExitStack() as stack:
-        path = Path(tempfile.mkdtemp(prefix="chainlift-"))
-        stack.callback(shutil.rmtree, path, ignore_errors=True)
-        names = {"XDG_RUNTIME_DIR": "run", "XDG_CONFIG_HOME": "config", "XDG_CACHE_HOME": "cache"}
-        for name in (*names.values(), "config/libvirt", "images"):
-            (path / name).mkdir()
-        (path / "config/libvirt/qemu.conf").write_text('security_driver = "none"\nstdio_handler = "file"\n')
-        as_user: list[str] = []
-        if os.getuid() == 0:
-            nobody = pwd.getpwnam("nobody")
-            as_user = ["setpriv", f"--reuid={nobody.pw_uid}", f"--regid={nobody.pw_gid}", "--clear-groups", "--"]
-            for directory in (path, *path.rglob("*")):
-                os.chown(directory, nobody.pw_uid, nobody.pw_gid)
-        environment = {**os.environ, "HOME": str(path), **{key: str(path / name) for key, name in names.items()}}
-        log = stack.enter_context((path / "log").open("w"))
-        daemon = subprocess.Popen([*as_user, "libvirtd"], env=environment, stdout=log, stderr=log)
-        stack.callback(daemon.wait, 30)
-        stack.callback(daemon.terminate)
-        socket = path / "run/libvirt/libvirt-sock"
-        patch = stack.enter_context(pytest.MonkeyPatch.context())
-        patch.setenv("LIBVIRT_DEFAULT_URI", f"qemu+unix:///session?socket={socket}")
-        for _ in range(200):
-            if subprocess.run(["virsh", "-q", "list"], capture_output=True).returncode == 0:
-                break
-            if daemon.poll() is not None:
-                missing("libvirt", f"libvirtd does not run: {(path / 'log').read_text()[-300:]}")
-            time.sleep(0.1)
-        else:
-            missing("libvirt", "libvirtd does not answer")
+    """A directory that libvirtd's user may use, with libvirtd running."""
+    with running_libvirtd() as path:
         yield path
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from chainlift.errors import ImageError
-from chainlift.lift.neighbours.locks import LayerLocks, holders, is_open_in_qemu, is_written, refuse_if_open
+from chainlift.lift.neighbours.locks import LayerLocks, is_open_in_qemu, is_written, refuse_if_open
+from chainlift.lift.neighbours.processes import OpenFiles
 from chainlift.qcow2.writer import write_image
 
 pytestmark = pytest.mark.integration
@@ -35,14 +36,14 @@ def image(tmp_path):
 
 def test_an_image_that_nobody_has_is_free(image):
     assert not is_open_in_qemu(image)
-    assert holders(image) == []
+    assert OpenFiles.look().holders(image) == []
     refuse_if_open(image)
 
 
 def test_a_writer_is_seen_and_named(image):
     with opened_by_qemu_io(image) as process:
         assert is_written(image)
-        assert holders(image) == [f"qemu-io (process {process.pid})"]
+        assert list(map(str, OpenFiles.look().holders(image))) == [f"qemu-io (process {process.pid})"]
         with pytest.raises(ImageError, match=rf"qemu-io \(process {process.pid}\).*--qmp"):
             refuse_if_open(image)
         with pytest.raises(ImageError, match="open for writing in qemu-io"):

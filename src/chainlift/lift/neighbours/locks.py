@@ -10,17 +10,17 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import re
-import resource
 import struct
-from contextlib import suppress
-from pathlib import Path
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final, Self
 
 from chainlift.errors import ImageError
+from chainlift.host.limits import many_open_files
+from chainlift.lift.neighbours.processes import OpenFiles, describe_holders
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
     from types import TracebackType
 
 _PERM_BASE: Final = 100  # RAW_LOCK_PERM_BASE
@@ -30,30 +30,6 @@ _WRITE: Final = 1
 _RESIZE: Final = 3
 _PERMISSIONS: Final = 5
 _FLOCK: Final = "hhqqi4x"  # struct flock
-
-
-def holders(path: Path) -> list[str]:
-    """Name the processes that hold a QEMU lock on this file, as far as ``/proc`` lets us see: ``qemu-img (412)``."""
-    with suppress(OSError):
-        wanted = path.stat()
-        found = []
-        for process in Path("/proc").iterdir():
-            if process.name.isdecimal() and int(process.name) != os.getpid() and _holds(process, wanted):
-                name = (process / "comm").read_text().strip()
-                found.append(f"{name} (process {process.name})")
-        return sorted(found)
-    return []
-
-
-def _holds(process: Path, wanted: os.stat_result) -> bool:
-    with suppress(OSError):
-        for entry in (process / "fd").iterdir():
-            with suppress(OSError):
-                there = entry.stat()
-                same = (there.st_dev, there.st_ino) == (wanted.st_dev, wanted.st_ino)
-                if same and re.search(r"^lock:.*OFDLCK", (process / "fdinfo" / entry.name).read_text(), re.MULTILINE):
-                    return True
-    return False
 
 
 def is_open_in_qemu(path: Path) -> bool:
@@ -68,14 +44,16 @@ def is_written(path: Path) -> bool:
         return any(_is_locked(file, _PERM_BASE + permission, 1) for permission in (_WRITE, _RESIZE))
 
 
-def refuse_if_open(path: Path) -> None:
-    """Refuse an image that a QEMU has open.
+def refuse_if_open(path: Path, open_files: OpenFiles | None = None) -> None:
+    """Refuse an image that anybody has open: a QEMU, as its lock says, or any other process or loop device.
 
+    :param open_files: a look at all processes; None takes one.
     :raise ImageError: naming the process where it can be told.
     """
-    if is_open_in_qemu(path):
+    holders = (open_files or OpenFiles.look()).holders(path)
+    if holders or is_open_in_qemu(path):
         raise ImageError(
-            f"is open in {_who(path)}",
+            f"is open in {describe_holders(holders) or 'a QEMU'}",
             path=path,
             hint="stop it first, or name its QMP socket with --qmp to work under the running VM",
         )
@@ -95,8 +73,8 @@ class LayerLocks:
         #: An open file descriptor for each, for reading, by its name.
         self.descriptors: dict[str, int] = {}
         # A chain may have more layers than a process may have files; the old limit comes back with the release.
-        self._limit = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (self._limit[1], self._limit[1]))
+        self._limits = ExitStack()
+        self._limits.enter_context(many_open_files())
         try:
             for name, path in paths.items():
                 self._add(name, path)
@@ -121,7 +99,7 @@ class LayerLocks:
         """Let go of every layer."""
         while self._files:
             self._files.pop().close()
-        resource.setrlimit(resource.RLIMIT_NOFILE, self._limit)
+        self._limits.close()
 
     def __enter__(self) -> Self:
         return self
@@ -177,5 +155,4 @@ def _is_locked(file: _LockedFile, byte: int, length: int) -> bool:
 
 
 def _who(path: Path) -> str:
-    found = holders(path)
-    return ", ".join(found[:3]) if found else "a QEMU"
+    return describe_holders(OpenFiles.look().holders(path)) or "a QEMU"

@@ -1,0 +1,179 @@
+"""What a layer carries beside a disk's data, and what of it can be taken along.
+
+Deleting a layer deletes its internal snapshots and its bitmaps too, and leaving it out of a chain leaves the bitmaps
+behind: a backup's checkpoint is a bitmap of one name in several layers, and the next incremental backup is silently too
+small without one of them.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from chainlift.chain import open_chain
+from chainlift.chain.names import parse_name
+from chainlift.errors import ImageError, QemuError
+from chainlift.host.process import last_lines, run_tool
+from chainlift.qcow2.bitmaps import Bitmap, count_set_bits, list_bitmaps
+from chainlift.qcow2.file import ImageFile
+from chainlift.qcow2.image import Image, read_header
+from chainlift.qcow2.layout import QCOW_MAGIC, CryptMethod, Incompatible
+from chainlift.qcow2.snapshots import InternalSnapshot, list_snapshots
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Sequence
+
+    from chainlift.chain import Layer
+    from chainlift.lift.record.manifest import Pointer
+    from chainlift.qemu.binary import Qemu
+
+
+@dataclass(frozen=True)
+class Carried:
+    """What one file carries; all is empty for a file that is no qcow2 image."""
+
+    snapshots: tuple[InternalSnapshot, ...] = ()
+    bitmaps: tuple[Bitmap, ...] = ()
+    #: Set bits of each bitmap, by its name; a bitmap in use has none that count, and is left out.
+    set_bits: dict[str, int] = field(default_factory=dict)
+    #: Name of the external data file, as it stands in the header.
+    data_file: str | None = None
+    is_dirty: bool = False
+    is_corrupt: bool = False
+    #: How its content is encrypted: ``AES``, ``LUKS``.
+    encryption: str | None = None
+    #: Bytes of the disk; 0 for a file that is no qcow2 image.
+    virtual_size: int = 0
+
+    @property
+    def irreplaceable(self) -> str | None:
+        """What nobody has any more if the file is deleted, as a phrase; None where there is nothing of the kind.
+
+        Bitmaps are not told here: they can be carried over.
+        """
+        if not self.snapshots:
+            return None
+        first = self.snapshots[0]
+        state = " with the machine's state" if first.vm_state_bytes else ""
+        more = f" and {len(self.snapshots) - 1} more" if len(self.snapshots) > 1 else ""
+        return f"it holds the internal snapshot {first.name or first.id}{state}{more}"
+
+
+def read_carried(path: str | os.PathLike[str]) -> Carried:
+    """Look at what a file carries.
+
+    :raise ImageError: if it cannot be opened, or is a malformed qcow2 image.
+    """
+    file = ImageFile(str(path))
+    try:
+        if file.pread(0, 4) != QCOW_MAGIC.to_bytes(4, "big"):
+            return Carried()
+        return carried_by(Image(file, read_header(file)))
+    finally:
+        file.close()
+
+
+def carried_by(image: Image) -> Carried:
+    """Look at what an open image carries.
+
+    :raise ImageError: if its snapshot table or a bitmap is malformed.
+    """
+    header = image.header
+    bitmaps = tuple(list_bitmaps(image))
+    method = header.crypt_method
+    return Carried(
+        snapshots=tuple(list_snapshots(image)),
+        bitmaps=bitmaps,
+        set_bits={bitmap.name: count_set_bits(image, bitmap) for bitmap in bitmaps if not bitmap.in_use},
+        data_file=header.data_file.decode("utf-8", "surrogateescape") if header.data_file else None,
+        is_dirty=Incompatible.DIRTY in header.incompatible_features,
+        is_corrupt=Incompatible.CORRUPT in header.incompatible_features,
+        encryption=None if method is CryptMethod.NONE else method.name,
+        virtual_size=header.virtual_size,
+    )
+
+
+def refuse_bitmaps(image: Path, pointer: Pointer | None) -> None:
+    """Refuse a chain with persistent bitmaps under an image: below an index nobody finds them.
+
+    :param pointer: what the image stands on.
+    :raise ImageError: naming the first layer with a bitmap.
+    """
+    if pointer is None:
+        return
+    name = pointer.name
+    if not name.startswith("json:"):
+        name = parse_name(name, named_in=str(image)).path
+    with open_chain(name, format=pointer.format) as chain:
+        for layer in chain.layers:
+            bitmaps = list_bitmaps(layer.image) if layer.image is not None else []
+            if bitmaps:
+                raise ImageError(
+                    f"has the persistent bitmap {bitmaps[0].name!r}, which a backup cannot reach below an index",
+                    path=layer.path,
+                    hint="squash carries bitmaps over; --drop-bitmaps goes on without: make a full backup then",
+                )
+
+
+def carry_bitmaps(qemu: Qemu, layers_top_first: Sequence[Layer], target: Path) -> list[str]:
+    """Copy the persistent bitmaps of layers into the image that replaces them, with ``qemu-img bitmap``.
+
+    Bitmaps of one name in several layers become one, with all their bits and the smallest granularity. It is enabled
+    where the topmost of them is.
+
+    :param layers_top_first: of an open chain.
+    :param target: a qcow2 image of version 3 without bitmaps, which nobody has open.
+    :return: the names of the bitmaps that it has now.
+    :raise ImageError: if a bitmap cannot be merged: it was not saved properly, or is one of a disk of another size;
+        the target was not touched.
+    :raise QemuError: if qemu-img failed; the target may have some of the bitmaps.
+    """
+    carried = [
+        (Path(layer.file.path), carried_by(layer.image)) for layer in layers_top_first if layer.image is not None
+    ]
+    if not any(content.bitmaps for _, content in carried):
+        return []
+    size = read_carried(target).virtual_size
+    merged: dict[str, list[tuple[Path, Bitmap, int]]] = {}
+    for path, content in carried:
+        for bitmap in content.bitmaps:
+            if bitmap.in_use:
+                raise _cannot_be_carried(path, bitmap, "was not saved properly")
+            if content.virtual_size != size:
+                raise _cannot_be_carried(path, bitmap, f"is of a disk of {content.virtual_size} bytes, not {size}")
+            merged.setdefault(bitmap.name, []).append((path, bitmap, content.set_bits[bitmap.name]))
+    for name, parts in merged.items():
+        _carry(qemu, name, parts, target)
+    return list(merged)
+
+
+def _cannot_be_carried(path: Path, bitmap: Bitmap, why: str) -> ImageError:
+    return ImageError(
+        f"the bitmap {bitmap.name!r} {why}: it cannot be carried over",
+        path=path,
+        hint="remove it with qemu-img bitmap --remove, and let the next backup be a full one",
+    )
+
+
+def _carry(qemu: Qemu, name: str, parts: list[tuple[Path, Bitmap, int]], target: Path) -> None:
+    granularity = min(bitmap.granularity for _, bitmap, _ in parts)
+    actions = ["--add", "-g", str(granularity), *([] if parts[0][1].auto else ["--disable"])]
+    # A bitmap without bits adds none, and most are without: each snapshot gives every checkpoint's to the new layer.
+    with_bits: list[Path | None] = [layer for layer, _, bits in parts if bits]
+    for layer in with_bits or [None]:
+        source = [] if layer is None else ["--merge", name, "-b", _alone(layer), "-F", "qcow2"]
+        argv = qemu.command("img", "bitmap", *actions, *source, "-f", "qcow2", "--", _alone(target), name)
+        done = run_tool(argv, environment=qemu.environment, check=False)
+        if done.returncode != 0:
+            said = last_lines(done.stderr, 1).removeprefix("qemu-img: ")
+            raise QemuError(f"the bitmap {name!r} was not carried over: {said}", path=layer or target)
+        actions = []
+
+
+def _alone(path: Path) -> str:
+    """Return a name by which QEMU opens an image without what lies below it."""
+    file = {"driver": "host_device" if path.is_block_device() else "file", "filename": str(path)}
+    return "json:" + json.dumps({"driver": "qcow2", "backing": None, "file": file})

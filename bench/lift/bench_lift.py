@@ -243,7 +243,7 @@ def measure_long(bench: Bench, directory: Path) -> None:
     amount = {"requests": scale.long_requests, "sequential": scale.long_requests * CLUSTER}
     bench.reads("length 1, few", short, **amount)
     bench.reads(f"chain of {length}", image, **amount, repeat=1)
-    index(DiskAtRest(image, bench.qemu)).manifest
+    index(DiskAtRest(image, bench.qemu))
     bench.reads(f"index of {length}", image, **amount)
     restore(DiskAtRest(image, bench.qemu), clean=True)
     bench.compare_reads([f"index of {length}"], "length 1, few", f"chain of {length}")

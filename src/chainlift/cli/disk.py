@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from chainlift.lift.disk import Disk
     from chainlift.lift.tidy import Tidied
-    from chainlift.qemu.binary import Qemu
+    from chainlift.qemu.binary import Qemu, Tool
 
 _F = TypeVar("_F", bound="Callable[..., object]")
 
@@ -41,7 +41,7 @@ class DiskName:
         return self.qmp is not None or self.libvirt is not None
 
     @property
-    def tools(self) -> list[str]:
+    def tools(self) -> list[Tool]:
         """The programs of a QEMU that are needed to switch it."""
         return ["storage-daemon"] if self.is_running else ["img", "storage-daemon"]
 

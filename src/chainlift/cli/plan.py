@@ -25,13 +25,13 @@ def command(name: DiskName, as_json: bool) -> None:
     """
     from chainlift.cli.table import print_table
     from chainlift.errors import one_line
-    from chainlift.lift.plan import plan_lift
+    from chainlift.lift.plan import plan as plan_lift
     from chainlift.units import format_bytes, format_seconds
 
     with name.open() as disk:
         if name.is_running:
             disk.check()
-        plan = plan_lift(disk)
+        plan = plan_lift(disk, named=name.as_options)
     if as_json:
         click.echo(json.dumps(asdict(plan), indent=1))
         return

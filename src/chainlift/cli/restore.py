@@ -52,6 +52,8 @@ def command(
     with name.open(find_qemu(qemu_name, need=name.tools)) as disk, byte_progress("comparing") as progress:
         done = restore(disk, only=only, clean=clean, dry_run=dry_run, content=content, search=search, progress=progress)
         switched = "" if dry_run else describe_switch(disk)
+    if not done.found and not as_json:
+        click.echo(f"{disk.image}: is not lifted; what was left of lifts is removed")
     if as_json:
         rows = [
             {

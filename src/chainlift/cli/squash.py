@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -18,6 +17,8 @@ from chainlift.cli.disk import (
 from chainlift.cli.sizes import SIZE
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from chainlift.cli.disk import DiskName
 
 

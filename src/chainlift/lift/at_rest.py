@@ -30,11 +30,13 @@ class DiskAtRest:
 
     :param image: as a person names it; a symbolic link is followed as QEMU follows it.
     :param qemu: with ``qemu-img``, and for a comparison ``qemu-storage-daemon``.
+    :param force: also where libvirt or another manager keeps a record of the chain.
     """
 
-    def __init__(self, image: str | os.PathLike[str], qemu: Qemu) -> None:
+    def __init__(self, image: str | os.PathLike[str], qemu: Qemu, *, force: bool = False) -> None:
         self._image = Path(absolute_name(os.fspath(image)))
         self._qemu = qemu
+        self._force = force
 
     @property
     def image(self) -> Path:

@@ -15,9 +15,10 @@ from chainlift.lift.build.index import copy_fragments
 from chainlift.lift.build.merge import Merger
 from chainlift.lift.build.rewrite import rewrite
 from chainlift.lift.build.room import require_room, require_room_for_copy
-from chainlift.lift.build.workspace import NEW_SUFFIX, failed, sync_directory
-from chainlift.lift.lifting import files_of
+from chainlift.lift.build.workspace import failed, sync_directory
+from chainlift.lift.neighbours.images import NEW_SUFFIX
 from chainlift.lift.neighbours.locks import LayerLocks
+from chainlift.lift.prepare import files_of
 from chainlift.lift.record.source import require_liftable
 from chainlift.qcow2.writer import ImageWriter
 

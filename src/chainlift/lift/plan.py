@@ -22,8 +22,8 @@ from chainlift.lift.build.merge import Merger, State
 from chainlift.lift.build.room import RewriteSize, measure_rewrite
 from chainlift.lift.build.squash import layers_below, squash_cluster_size
 from chainlift.lift.flatten import flat_cluster_size
-from chainlift.lift.lifting import files_of
 from chainlift.lift.neighbours.locks import LayerLocks
+from chainlift.lift.prepare import files_of
 from chainlift.lift.record.source import find_source, require_liftable
 from chainlift.units import format_bytes
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from chainlift.chain import Chain
+    from chainlift.lift.disk import Disk
 
 #: Measured: what a node costs a process beside its cache.
 _NODE_BYTES: Final = 100 << 10
@@ -95,13 +96,15 @@ class Plan:
     because: str
 
 
-def plan_lift(image: str | os.PathLike[str], *, measure: bool = True) -> Plan:
+def plan(disk: Disk, *, named: str | None = None, measure: bool = True) -> Plan:
     """Say what each lift would do to this chain.
 
+    :param named: the words that name the disk in the commands; None: its image.
     :param measure: copy 64 MiB into a file without a name beside the image, to know how fast that is.
     :raise ImageError: if the image has no chain, or it cannot be read.
     """
-    source = find_source(image)
+    standing = disk.standing()
+    source = find_source(disk.image, standing[0].pointer if standing else None)
     with source.open_original() as chain:
         require_liftable(chain)
         sources = Sources(chain)
@@ -116,7 +119,14 @@ def plan_lift(image: str | os.PathLike[str], *, measure: bool = True) -> Plan:
             finally:
                 os.close(fd)
             free = status.f_bavail * status.f_frsize
-            choices = _choices(source.image, chain, sources, seen, _Means(reflinks, rate, free))
+            choices = _choices(
+                named or shlex.quote(str(source.image)),
+                source.image,
+                chain,
+                sources,
+                seen,
+                _Means(reflinks, rate, free),
+            )
             recommended, because = recommend(choices, reflinks=reflinks)
             return Plan(
                 image=str(source.image),
@@ -196,9 +206,8 @@ def _copy_rate(
         os.close(fd)
 
 
-def _choices(image: Path, chain: Chain, sources: Sources, seen: _Look, means: _Means) -> tuple[Choice, ...]:
+def _choices(name: str, image: Path, chain: Chain, sources: Sources, seen: _Look, means: _Means) -> tuple[Choice, ...]:
     length = len(chain.layers)
-    name = shlex.quote(str(image))
     # One image with everything has a table for all of the disk.
     size = seen.cluster_size
     per_layer = l2_cache_bytes(-(-chain.virtual_size // (size * size // 8)), size) + _NODE_BYTES

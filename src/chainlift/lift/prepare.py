@@ -6,7 +6,6 @@ Who called them switches the disk and says :meth:`Prepared.mark_used` before, or
 
 from __future__ import annotations
 
-import os
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -32,6 +31,7 @@ from chainlift.lift.record.source import find_source, require_liftable
 from chainlift.qcow2.bitmaps import list_bitmaps
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable, Iterator, Sequence
 
     from chainlift.chain import Chain

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from chainlift.chain.names import parse_name
 from chainlift.chain.opening import probe_format
-from chainlift.errors import ImageError
 from chainlift.qcow2.file import ImageFile
 
 if TYPE_CHECKING:
@@ -65,21 +64,6 @@ def backing_target(image: Path, pointer: str, pointer_format: str | None) -> Tar
         return Target(pointer, _read_only(_complete(options)))
     file = {"driver": _file_driver(reference.path), "filename": reference.path}
     return Target(pointer, _read_only({"driver": _format(reference.format, reference.path), "file": file}))
-
-
-def require_persistent(image: Path, target: Target) -> None:
-    """Refuse a target that a running QEMU cannot name in the image's header.
-
-    :raise ImageError: if its format is not qcow2: ``change-backing-file`` always writes the overlay's own format down
-        as the backing file's (blockdev.c, ``qmp_change_backing_file``), and a raw file would be read as qcow2 from then
-        on.
-    """
-    if target.options.get("driver") != "qcow2":
-        raise ImageError(
-            f"the backing file to switch to is {target.options.get('driver')}",
-            path=image,
-            hint="a running QEMU can only be switched to qcow2; do it with the image at rest",
-        )
 
 
 def _complete(options: Mapping[str, Any]) -> dict[str, Any]:

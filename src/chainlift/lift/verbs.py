@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from chainlift.errors import AnswerIsNo, ChainliftError, ImageError, InputError
+from chainlift.lift.build.workspace import Workspace
 from chainlift.lift.delete import Deletion, delete_layers, finish_deletion, plan_deletion
 from chainlift.lift.disk import Change
 from chainlift.lift.find import FoundLift, find_lifts, merged
-from chainlift.lift.neighbours.carried import carry_bitmaps, read_carried
+from chainlift.lift.neighbours.carried import carry_bitmaps, has_bitmaps
 from chainlift.lift.prepare import prepare_index, prepare_squash
 from chainlift.lift.record.lifts import find_lift
 from chainlift.lift.tidy import Tidied, remove_lifts, require_removable
@@ -140,11 +141,13 @@ def squash(
     )
     deletes = delete_layers_in is not None
     with _in_use(disk, prepare, content=content or deletes, progress=progress) as prepared:
+        # Lifts that point into layers that are deleted would be of no use to anybody.
+        tidied = _settle(disk, prepared, clean=clean or deletes, search=[*search, *(delete_layers_in or ())])
         deletion = None
         if delete_layers_in is not None:
             deletion = plan_deletion(disk.image, prepared.manifest, delete_layers_in)
             delete_layers(prepared, deletion)
-        return Lifted(prepared.manifest, deletion, _settle(disk, prepared, clean=clean, search=search))
+        return Lifted(prepared.manifest, deletion, tidied)
 
 
 def restore(
@@ -168,6 +171,8 @@ def restore(
     """
     found = find_lifts(disk)
     if not found:
+        if clean and not dry_run and (tidied := _remove_left(disk, search)).removed:
+            return Restored([], tidied)
         raise _not_lifted(disk)
     if only:
         found = _chosen(found, only)
@@ -239,9 +244,20 @@ def _settle(disk: Disk, prepared: Prepared, *, clean: bool, search: Sequence[Pat
 
 
 def _carry_bitmaps(disk: Disk, chain: Chain, onto: int, target: Path) -> None:
-    layers = [Path(layer.path) for layer in chain.layers[:onto] if layer.image is not None and layer.extents == 0]
-    if any(read_carried(layer).bitmaps for layer in layers):
+    layers = [layer for layer in chain.layers[:onto] if layer.image is not None and layer.extents == 0]
+    if any(has_bitmaps(layer) for layer in layers):
         carry_bitmaps(disk.qemu or find_qemu(need=["img"]), layers, target)
+
+
+def _remove_left(disk: Disk, search: Sequence[Path]) -> Tidied:
+    """Remove lifts that lie beside an image which stands on none of them, where nobody needs them."""
+    workspace = Workspace(disk.image)
+    if not workspace.path.is_dir():
+        return Tidied()
+    named = [workspace.named_file(stem) for stem in workspace.lifts()]
+    files = [file for file in named if file is not None]
+    require_removable(files)
+    return remove_lifts(files, image=disk.image, search=search)
 
 
 def _not_lifted(disk: Disk) -> ImageError:

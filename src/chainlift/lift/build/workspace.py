@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 from chainlift.errors import ImageError, OperationError
 from chainlift.lift.neighbours.images import NEW_SUFFIX
 from chainlift.lift.neighbours.locks import is_open_in_qemu
-from chainlift.lift.ownership import Ownership, make_directory
+from chainlift.lift.ownership import Ownership, make_directory, refuse_unreachable
 from chainlift.lift.record.lifts import lift_directory
 from chainlift.lift.record.manifest import NAME, SUFFIX, Manifest, claim_text, is_unused, write_text
 from chainlift.lift.record.note import WayBack, note_path, note_text, read_note
@@ -72,6 +72,8 @@ class Workspace:
         """
         self.require_place()
         self.ownership = Ownership.of(self.image)
+        self.ownership.require_possible(self.image)
+        refuse_unreachable(self.path.parent, self.image)
         made = False
         try:
             with suppress(FileExistsError):
@@ -200,6 +202,11 @@ class Workspace:
     def files_of(self, stem: str) -> list[Path]:
         """Return the files of a lift that are there, without its record."""
         return [path for suffix in _SUFFIXES if (path := self.path / (stem + suffix)).exists()]
+
+    def named_file(self, stem: str) -> Path | None:
+        """Return the file of a lift that images name, if it is there."""
+        found = [path for suffix in (".vmdk", ".qcow2") if (path := self.path / (stem + suffix)).exists()]
+        return found[0] if found else None
 
     def record_of(self, stem: str) -> Path:
         """Return where a lift's record is: beside its files, or (up to schema 2) in ``manifest.json``."""

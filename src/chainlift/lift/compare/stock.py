@@ -14,7 +14,7 @@ from chainlift.lift.compare.content import PieceReader, difference
 from chainlift.lift.compare.daemon import ReadingDaemon
 from chainlift.lift.compare.sample import choose_sample
 from chainlift.lift.compare.spans import Pair
-from chainlift.lift.record.source import open_pointer
+from chainlift.lift.record.pointer import open_pointer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

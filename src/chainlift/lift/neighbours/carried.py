@@ -118,6 +118,11 @@ def refuse_bitmaps(image: Path, pointer: Pointer | None) -> None:
                 )
 
 
+def has_bitmaps(layer: Layer) -> bool:
+    """Whether a layer of an open chain has persistent bitmaps."""
+    return layer.image is not None and bool(list_bitmaps(layer.image))
+
+
 def carry_bitmaps(qemu: Qemu, layers_top_first: Sequence[Layer], target: Path) -> list[str]:
     """Copy the persistent bitmaps of layers into the image that replaces them, with ``qemu-img bitmap``.
 

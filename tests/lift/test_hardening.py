@@ -7,11 +7,11 @@ import time
 from contextlib import ExitStack, closing
 
 import pytest
-from chainlift.lift.lifting import lift_index
 from tests.support.chains import plain_chain
+from tests.support.lifts import lift_index
 
 from chainlift.lift.build.indexfile import PREAMBLE_BYTES
-from chainlift.lift.build.workspace import lift_directory
+from chainlift.lift.record.lifts import lift_directory
 from chainlift.qemu.monitor import Monitor
 
 pytestmark = pytest.mark.integration

@@ -7,9 +7,8 @@ import subprocess
 
 import numpy as np
 import pytest
-from chainlift.lift.lifting import lift_index
-from chainlift.lift.restore import restore_lift
 from tests.support.chains import make_chain, plain_chain
+from tests.support.lifts import lift_index, restore_lift, verify_lift
 from tests.support.luks import create_encrypted
 from tests.support.need import missing
 
@@ -18,8 +17,7 @@ from chainlift.chain.summary import summarize
 from chainlift.cli.main import main
 from chainlift.errors import ImageError
 from chainlift.host.process import run_tool
-from chainlift.lift.build.workspace import lift_directory
-from chainlift.lift.verify import verify_lift
+from chainlift.lift.record.lifts import lift_directory
 from chainlift.qcow2.writer import write_image
 
 pytestmark = pytest.mark.integration

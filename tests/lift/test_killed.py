@@ -12,9 +12,8 @@ import sys
 from functools import partial
 
 import pytest
-from chainlift.lift.lifting import lift_index, lift_squash
-from chainlift.lift.restore import restore_lift
 from tests.support import faults
+from tests.support.lifts import lift_index, lift_squash, restore_lift
 
 from chainlift.chain import open_chain
 from chainlift.errors import ChainliftError

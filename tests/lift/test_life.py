@@ -6,14 +6,12 @@ import hashlib
 import subprocess
 
 import pytest
+from tests.support.lifts import lift_index, lift_squash, restore_lift, verify_lift
 
 from chainlift.chain import open_chain
 from chainlift.guest.boot import boot
 from chainlift.guest.micro import MicroGuest
 from chainlift.lift.flatten import flatten_chain
-from chainlift.lift.lifting import lift_index, lift_squash
-from chainlift.lift.restore import restore_lift
-from chainlift.lift.verify import verify_lift
 from chainlift.qcow2.writer import write_image
 from chainlift.qemu.binary import find_qemu
 from chainlift.qemu.machine import Disk

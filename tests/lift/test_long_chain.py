@@ -3,11 +3,9 @@ import resource
 import subprocess
 
 import pytest
+from tests.support.lifts import lift_index, lift_squash, restore_lift, verify_lift
 
 from chainlift.chain import open_chain
-from chainlift.lift.lifting import lift_index, lift_squash
-from chainlift.lift.restore import restore_lift
-from chainlift.lift.verify import verify_lift
 from chainlift.qcow2.writer import write_image
 
 pytestmark = pytest.mark.integration

@@ -4,14 +4,12 @@ import os
 from pathlib import Path
 
 import pytest
-from chainlift.lift.lifting import lift_index, lift_squash
-from chainlift.lift.restore import restore_lift
 from tests.support.chain_machine import ChainMachine, run_machine
+from tests.support.lifts import lift_index, lift_squash, restore_lift, verify_lift
 
 from chainlift.chain import open_chain
 from chainlift.errors import ImageError
 from chainlift.lift.flatten import flatten_chain
-from chainlift.lift.verify import verify_lift
 from chainlift.qcow2.writer import write_image
 from chainlift.qemu.binary import find_qemu
 

@@ -6,16 +6,15 @@ import shutil
 import subprocess
 
 import pytest
-from chainlift.lift.lifting import lift_index, lift_squash
-from chainlift.lift.restore import restore_lift
 from tests.lift.test_index import plain_chain
 from tests.support.chains import make_chain
+from tests.support.lifts import lift_index, lift_squash, restore_lift
 
 from chainlift.cli.main import main
 from chainlift.errors import ImageError
-from chainlift.lift.build.workspace import lift_directory
 from chainlift.lift.flatten import flatten_chain
 from chainlift.lift.plan import Choice, plan_lift, recommend
+from chainlift.lift.record.lifts import lift_directory
 from chainlift.qcow2.writer import write_image
 
 pytestmark = pytest.mark.integration

@@ -4,13 +4,13 @@ import os
 import shutil
 
 import pytest
-from chainlift.lift.lifting import lift_index, lift_squash
 from tests.support import mounts
 from tests.support.chains import plain_chain
+from tests.support.lifts import lift_index, lift_squash
 from tests.support.luks import create_encrypted
 
 from chainlift.cli.main import main
-from chainlift.lift.build.workspace import lift_directory
+from chainlift.lift.record.lifts import lift_directory
 from chainlift.qcow2.writer import write_image
 
 pytestmark = pytest.mark.integration

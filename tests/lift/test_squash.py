@@ -1,17 +1,15 @@
 from pathlib import Path
 
 import pytest
-from chainlift.lift.lifting import lift_index, lift_squash
-from chainlift.lift.restore import restore_lift
 from tests.support.chains import make_chain, plain_chain
+from tests.support.lifts import lift_index, lift_squash, restore_lift, verify_lift
 from tests.support.mounts import on_a_loop_device
 
 from chainlift.chain import open_chain
 from chainlift.errors import ImageError, OperationError
-from chainlift.lift.build.workspace import lift_directory
 from chainlift.lift.flatten import flatten_chain
 from chainlift.lift.plan import plan_lift
-from chainlift.lift.verify import verify_lift
+from chainlift.lift.record.lifts import lift_directory
 from chainlift.qcow2.writer import write_image
 
 pytestmark = pytest.mark.integration

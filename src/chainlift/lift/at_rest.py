@@ -71,7 +71,7 @@ class DiskAtRest:
     ) -> None:
         """Compare both sides of each change through a storage daemon of our own."""
         for change in changes:
-            compare_stock(self._qemu, change.owner, change.old, change.new, content=content, progress=progress)
+            compare_stock(self._qemu, change.owner, change.readable, change.new, content=content, progress=progress)
 
     def switch(self, changes: Sequence[Change]) -> None:
         """Switch header after header; where one fails, those before are switched back."""

@@ -28,6 +28,13 @@ class Change:
     owner: Path
     old: Pointer
     new: Pointer
+    #: A name for what ``old`` meant, where that itself leads nowhere any more: all was moved together.
+    moved: Pointer | None = None
+
+    @property
+    def readable(self) -> Pointer:
+        """What the new side is compared with."""
+        return self.moved or self.old
 
 
 @dataclass(frozen=True)

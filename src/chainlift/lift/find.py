@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -35,15 +35,22 @@ class FoundLift:
     is_certain: bool
 
 
-def find_lifts(disk: Disk) -> list[FoundLift]:
+def find_lifts(disk: Disk, *, as_far_as_possible: bool = False) -> list[FoundLift]:
     """Return every lift in a disk's chain that can be taken out, the uppermost first.
 
     Below a lift the search goes on along the chain that it stands for: layers of it may stand on lifts of their own.
 
+    :param as_far_as_possible: end where the chain is broken below a lift, instead of raising.
     :raise ImageError: if a header cannot be read, the record of a lift is gone, or a layer that a lift was made of is.
     """
-    standing = disk.standing()
-    return list(_walk(disk.image, standing))
+    found: list[FoundLift] = []
+    try:
+        for entry in _walk(disk.image, disk.standing()):
+            found.append(entry)  # noqa: PERF402 - what was found before an error counts
+    except ImageError:
+        if not (as_far_as_possible and found):
+            raise
+    return found
 
 
 def _walk(image: Path, standing: Sequence[Standing]) -> Iterator[FoundLift]:
@@ -54,8 +61,12 @@ def _walk(image: Path, standing: Sequence[Standing]) -> Iterator[FoundLift]:
             return
         lift = find_lift(image, pointer)
         if lift is not None and lift.can_be_undone:
-            original, is_certain = original_pointer(image, lift)
-            yield FoundLift(lift, Change(image, pointer, original), is_certain)
+            try:
+                original, is_certain = original_pointer(image, lift)
+            except ImageError:
+                yield FoundLift(lift, Change(image, pointer, lift.manifest.original), is_certain=False)
+                raise
+            yield FoundLift(lift, Change(image, pointer, original, lift.moved_pointer(image, pointer)), is_certain)
             pointer = original
             continue
         reference = refer(image, pointer)
@@ -84,7 +95,7 @@ def merged(found: Sequence[FoundLift]) -> list[Change]:
     for entry in found:
         change = entry.change
         before = changes.pop(change.owner, None)
-        changes[change.owner] = change if before is None else Change(change.owner, before.old, change.new)
+        changes[change.owner] = change if before is None else replace(before, new=change.new)
     return list(reversed(changes.values()))
 
 

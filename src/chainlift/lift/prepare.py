@@ -22,6 +22,7 @@ from chainlift.lift.build.index import build_index, least_room
 from chainlift.lift.build.room import require_room, require_room_for_copy
 from chainlift.lift.build.squash import build_squash, find_onto, layers_below, squash_cluster_size
 from chainlift.lift.build.workspace import Workspace, as_errors
+from chainlift.lift.disk import Change
 from chainlift.lift.neighbours.links import reached_by_link
 from chainlift.lift.neighbours.locks import LayerLocks
 from chainlift.lift.record.identity import describe_layers, identify
@@ -46,8 +47,8 @@ class Prepared:
 
     manifest: Manifest
     workspace: Workspace
-    #: What the image stood on when the lift was built.
-    before: Pointer
+    #: The switch that is to be made.
+    change: Change
 
     @property
     def record(self) -> Path:
@@ -122,7 +123,9 @@ class _Work:
             supersedes=_supersedes(self.source),
         )
         self.workspace.publish(Path(files[-1]).stem, manifest)
-        return Prepared(manifest, self.workspace, self.source.current)
+        source = self.source
+        moved = None if source.lift is None else source.lift.moved_pointer(source.image, source.current)
+        return Prepared(manifest, self.workspace, Change(source.image, source.current, manifest.lifted, moved))
 
 
 def _original_path(source: Source) -> str | None:

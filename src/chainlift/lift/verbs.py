@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Final
 from chainlift.errors import AnswerIsNo, ChainliftError, ImageError, InputError
 from chainlift.lift.build.workspace import Workspace
 from chainlift.lift.delete import Deletion, delete_layers, finish_deletion, plan_deletion
-from chainlift.lift.disk import Change
 from chainlift.lift.find import FoundLift, find_lifts, merged
 from chainlift.lift.neighbours.carried import carry_bitmaps, has_bitmaps
 from chainlift.lift.prepare import prepare_index, prepare_squash
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from chainlift.chain import Chain
-    from chainlift.lift.disk import Disk
+    from chainlift.lift.disk import Change, Disk
     from chainlift.lift.prepare import Prepared
     from chainlift.lift.record.manifest import Manifest, Pointer
 
@@ -213,7 +212,7 @@ def _in_use(
 ) -> Iterator[Prepared]:
     """Build a lift and switch the disk to it; the block runs while the layers and the directory are still held."""
     with prepare as prepared:
-        changes = [Change(disk.image, prepared.before, prepared.manifest.lifted)]
+        changes = [prepared.change]
         disk.compare(changes, content=content, progress=progress)
         # Building may have taken minutes: what was allowed before must still be.
         disk.check()

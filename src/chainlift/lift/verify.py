@@ -53,7 +53,7 @@ def verify(disk: Disk, *, content: bool = False, progress: Callable[[int], None]
     :raise ImageError: if the disk stands on no lift.
     """
     verified = []
-    for entry in find_lifts(disk):
+    for entry in find_lifts(disk, as_far_as_possible=True):
         findings = _findings(entry.lift)
         if content and not findings:
             findings = _content(entry.change, progress)
@@ -130,7 +130,7 @@ def _digest(path: Path) -> str | None:
 
 def _content(change: Change, progress: Callable[[int], None] | None) -> list[Finding]:
     try:
-        with open_pointer(change.owner, change.old) as lifted, open_pointer(change.owner, change.new) as original:
+        with open_pointer(change.owner, change.readable) as lifted, open_pointer(change.owner, change.new) as original:
             if lifted.virtual_size != original.virtual_size:
                 return [Finding(str(change.owner), "the lift has another size than the original chain")]
             difference = first_difference(lifted, original, progress)

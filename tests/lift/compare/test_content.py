@@ -10,11 +10,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.support.chains import make_chain
+from tests.support.lifts import lift_index, lift_squash
 
 from chainlift.chain import open_chain
 from chainlift.errors import ImageError
 from chainlift.lift.compare.content import differing_spans, first_difference
-from chainlift.lift.lifting import lift_index, lift_squash
 from chainlift.lift.record.source import find_source, open_pointer
 from chainlift.qcow2.file import ImageFile
 from chainlift.qcow2.writer import write_image

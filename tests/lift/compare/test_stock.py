@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from tests.support.chains import make_chain
+from tests.support.lifts import lift_index, lift_squash
 
 from chainlift.chain import open_chain
 from chainlift.errors import AnswerIsNo, ImageError, PolicyError, QemuCrashed, QemuError
@@ -15,7 +16,6 @@ from chainlift.lift.compare import stock
 from chainlift.lift.compare.sample import SAMPLE, choose_sample
 from chainlift.lift.compare.spans import Pair
 from chainlift.lift.compare.stock import compare_stock, why_not_open
-from chainlift.lift.lifting import lift_index, lift_squash
 from chainlift.lift.record.manifest import Pointer
 from chainlift.lift.target import backing_target
 from chainlift.qcow2.writer import write_image

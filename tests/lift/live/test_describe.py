@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+from tests.support.lifts import live_index
 
 from chainlift.lift.live.describe import describe
 from chainlift.lift.live.graph import read_edges, read_graph
-from chainlift.lift.live.lifts import lift_live, prepare_live_index
 from chainlift.lift.live.peer import find_peer
 from chainlift.lift.live.session import open_session
 from chainlift.qemu.monitor import Monitor
@@ -109,6 +109,6 @@ def test_a_long_chain_is_lifted_without_asking_for_descriptions(make_chain, star
         lambda self, command, *args, **more: (asked.append(command), plain(self, command, *args, **more))[1],
     )
     with open_session(daemon.qmp) as session:
-        assert lift_live(session, prepare_live_index(session), qemu=None).left == []
+        assert live_index(session, qemu=None).left == []
     assert "blockdev-reopen" in asked
     assert not {"query-named-block-nodes", "query-block"} & set(asked)

@@ -10,11 +10,10 @@ from socket import AF_UNIX
 from socket import socket as new_socket
 
 import pytest
+from tests.support.lifts import live_index
 from tests.support.luks import SECRET, create_encrypted
 
 from chainlift.errors import ImageError, InputError
-from chainlift.lift.lifting import prepare_index
-from chainlift.lift.live.lifts import lift_live
 from chainlift.lift.live.session import open_session
 from chainlift.qcow2.writer import write_image
 from chainlift.qemu.binary import find_qemu
@@ -51,7 +50,7 @@ def blockdev(node: str, image, **options) -> tuple[str, str]:
 
 def refused(socket, **choice) -> str:
     with pytest.raises(InputError) as caught, open_session(socket, **choice) as session:
-        lift_live(session, prepare_index(session.image), qemu=None)
+        live_index(session, qemu=None)
     assert not session_left_something(socket)
     return str(caught.value)
 
@@ -116,7 +115,7 @@ def test_a_copy_on_read_filter_over_the_disk_stays(make_chain, start_machine):
     socket = start_machine(*blockdev("vda", image), *device)
     with open_session(socket, device="disk0") as session:
         assert (session.disk.node, session.disk.root) == ("vda", "cor")
-        assert lift_live(session, prepare_index(session.image), qemu=None).left == []
+        assert live_index(session, qemu=None).left == []
         session.refresh()
         assert session.graph.child("cor", "file") == "vda"
 
@@ -147,7 +146,7 @@ def test_a_throttle_over_the_disk_stays_and_its_device_names_it(make_chain, star
     )  # fmt: skip
     with open_session(socket, device="disk0") as session:
         assert (session.disk.node, session.disk.root) == ("vda", "slow")
-        assert lift_live(session, prepare_index(session.image), qemu=None).left == []
+        assert live_index(session, qemu=None).left == []
         session.refresh()
         assert session.graph.child("slow", "file") == "vda"
         assert session.disk.path == image

@@ -4,8 +4,7 @@ import hashlib
 import subprocess
 
 import pytest
-from chainlift.lift.lifting import prepare_index
-from chainlift.lift.live.lifts import lift_live, restore_live
+from tests.support.lifts import live_index, live_restore
 
 from chainlift.guest.boot import boot
 from chainlift.guest.micro import MicroGuest
@@ -44,11 +43,7 @@ def a_guest_writes_through_pivots(tmp_path, qemu_name: str, *, iothread: bool) -
         def pivot(back: bool = False) -> None:
             with open_session(guest.vm.spare_qmp_path) as session:
                 assert session.disk.iothread == ("io0" if iothread else None)
-                result = (
-                    restore_live(session, clean=True)
-                    if back
-                    else lift_live(session, prepare_index(session.image), qemu=None)
-                )
+                result = live_restore(session, clean=True) if back else live_index(session, qemu=None)
             assert result.left == []
             guest.run("true").require()
 
@@ -105,9 +100,9 @@ def test_a_long_chain_comes_back_layer_by_layer_under_a_guest(make_chain, qemu, 
         for _ in range(3):
             with open_session(guest.vm.spare_qmp_path) as session:
                 assert session.disk.iothread == ("io0" if iothread else None)
-                assert lift_live(session, prepare_index(session.image), qemu=None).left == []
+                assert live_index(session, qemu=None).left == []
             with open_session(guest.vm.spare_qmp_path) as session:
-                assert restore_live(session, clean=True).left == []
+                assert live_restore(session, clean=True).left == []
                 session.refresh()
                 assert sum(name.startswith("chainlift-") for name in session.graph.names) == 60
         done = guest.run(f"echo 3 > /proc/sys/vm/drop_caches; sha256sum {guest.device}", timeout_s=300).require()

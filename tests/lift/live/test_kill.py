@@ -8,9 +8,8 @@ import time
 from contextlib import suppress
 
 import pytest
-from chainlift.lift.lifting import prepare_index
-from chainlift.lift.live.lifts import lift_live, restore_live
 from tests.support.daemon import read_all
+from tests.support.lifts import live_index, live_restore
 from tests.support.owned_chain import everything
 
 from chainlift.errors import ChainliftError, ImageError, InputError
@@ -40,10 +39,7 @@ def run(verb, daemon) -> None:
             return
         # As through libvirt: the image's header goes on naming the chain.
         session.is_libvirts = verb == "index of libvirt's"
-        if verb == "restore":
-            result = restore_live(session, clean=True)
-        else:
-            result = lift_live(session, prepare_index(session.image), qemu=None)
+        result = live_restore(session, clean=True) if verb == "restore" else live_index(session, qemu=None)
     assert result.left == []
 
 

@@ -1,12 +1,12 @@
 """A real libvirtd, of a user of its own, with a domain whose disk is lifted through it."""
 
 import os
-import shutil
 import subprocess
 import time
 
 import pytest
 from tests.support.libvirt import running_libvirtd, virsh
+from tests.support.lifts import live_index, live_restore, live_squash
 
 from chainlift.errors import InputError, QemuError
 from chainlift.lift.live.libvirt import Domain, VirshMonitor
@@ -63,7 +63,7 @@ def test_an_index_lasts_until_the_domain_is_shut_down(domain, same_bytes):
     with open_session(where) as session:
         assert any("libvirt does not learn" in warning for warning in session.warnings)
         assert session.disk.users[0] == "/machine/peripheral/virtio-disk0/virtio-backend"
-        assert lift_live(session, prepare_live_index(session), qemu=None).left == []
+        assert live_index(session, qemu=None).left == []
         session.refresh()
         assert len(session.graph.backing_chain(session.disk.node)) == 2
     assert read_pointer(chain.active) == pointer
@@ -72,17 +72,17 @@ def test_an_index_lasts_until_the_domain_is_shut_down(domain, same_bytes):
     overlay = chain.directory / "active.one"
     with open_session(where) as session:
         assert session.image == overlay
-        assert lift_live(session, prepare_live_index(session), qemu=None).left == []
+        assert live_index(session, qemu=None).left == []
         session.refresh()
         assert len(session.graph.backing_chain(session.disk.node)) == 2
     with open_session(where) as session:
-        lift_live(session, prepare_live_index(session), qemu=None)
+        live_index(session, qemu=None)
     with open_session(where) as session:
-        assert restore_live(session, clean=True).left == []
+        assert live_restore(session, clean=True).left == []
         session.refresh()
         assert len(session.graph.backing_chain(session.disk.node)) == 8
     with open_session(where) as session:
-        lift_live(session, prepare_live_index(session), qemu=None)
+        live_index(session, qemu=None)
     virsh("destroy", "chainlift's")
     virsh("start", "chainlift's")
     same_bytes(overlay, chain.files[-2])
@@ -91,13 +91,13 @@ def test_an_index_lasts_until_the_domain_is_shut_down(domain, same_bytes):
 def test_a_squash_is_durable_and_libvirt_starts_from_it(domain, same_bytes):
     where, chain = domain
     with open_session(where) as session:
-        assert lift_live(session, prepare_squash(session.image), qemu=None).left == []
+        assert live_squash(session, qemu=None).left == []
     assert "active.qcow2.lift" in read_pointer(chain.active)
     virsh("destroy", "chainlift's")
     virsh("start", "chainlift's")
     with open_session(where) as session:
         assert len(session.graph.backing_chain(session.disk.node)) == 3
-        restore_live(session, clean=True)
+        live_restore(session, clean=True)
     assert read_pointer(chain.active) == str(chain.files[-2])
     same_bytes(chain.active, chain.files[-2])
 

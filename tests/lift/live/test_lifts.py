@@ -3,9 +3,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from chainlift.lift.lifting import prepare_index, prepare_squash
-from chainlift.lift.live.lifts import lift_live, prepare_live_index, restore_live
 from tests.support.daemon import read_all
+from tests.support.lifts import live_index, live_restore, live_squash
 from tests.support.owned_chain import everything
 
 from chainlift.errors import AnswerIsNo, ImageError, InputError, OperationError
@@ -23,7 +22,7 @@ def qemu():
 
 def index(daemon, chain, qemu, **options):
     with open_session(daemon.qmp) as session:
-        return lift_live(session, prepare_index(session.image, **options), qemu=qemu)
+        return live_index(session, qemu=qemu, **options)
 
 
 def test_a_running_disk_is_indexed_read_written_and_restored(make_chain, start_daemon, same_bytes, qemu):
@@ -40,7 +39,7 @@ def test_a_running_disk_is_indexed_read_written_and_restored(make_chain, start_d
         client.write(5 << 20, b"x" * 4096)
         client.flush()
         with open_session(daemon.qmp) as session:
-            restore_live(session, clean=True)
+            live_restore(session, clean=True)
         assert client.read(5 << 20, 4096) == b"x" * 4096
         client.write(5 << 20, chain.block((5 << 20) // 4096))
         client.flush()
@@ -56,9 +55,9 @@ def test_a_long_chain_comes_back_layer_by_layer_where_its_names_allow_it(make_ch
     chain = make_chain(40, virtual_size=8 << 20, per_layer=2, absolute_names=absolute_names)
     daemon = start_daemon(chain.active)
     with open_session(daemon.qmp) as session:
-        lift_live(session, prepare_live_index(session), qemu=None)
+        live_index(session, qemu=None)
     with open_session(daemon.qmp) as session:
-        restore_live(session, clean=True)
+        live_restore(session, clean=True)
         session.refresh()
         ours = [name for name in session.graph.names if name.startswith("chainlift-")]
         assert len(ours) == (40 if absolute_names else 1)
@@ -68,7 +67,7 @@ def test_a_long_chain_comes_back_layer_by_layer_where_its_names_allow_it(make_ch
     with daemon.client() as client:
         assert read_all(client) == everything(chain)
     with open_session(daemon.qmp) as session:
-        assert lift_live(session, prepare_live_index(session), qemu=None).left == []
+        assert live_index(session, qemu=None).left == []
     with daemon.client() as client:
         assert read_all(client) == everything(chain)
 
@@ -103,14 +102,14 @@ def test_a_running_disk_is_squashed_over_an_index_and_restored(make_chain, start
     nodes, original = len(daemon.nodes()), read_pointer(chain.active)
     index(daemon, chain, qemu)
     with open_session(daemon.qmp) as session:
-        result = lift_live(session, prepare_squash(session.image), qemu=qemu)
+        result = live_squash(session, qemu=qemu)
     assert result.manifest.kind == "squash"
     assert len(daemon.nodes()) == 6  # the disk, the squash and the base
     same_bytes(chain.active, chain.files[-2])
     with daemon.client() as client:
         assert read_all(client) == everything(chain)
         with open_session(daemon.qmp) as session:
-            restore_live(session, clean=True)
+            live_restore(session, clean=True)
         assert read_all(client) == everything(chain)
     assert (len(daemon.nodes()), read_pointer(chain.active)) == (nodes, str(chain.directory / original))
 
@@ -134,7 +133,7 @@ def test_a_lift_that_reads_one_byte_differently_is_not_switched_to_when_all_is_c
         with pytest.raises(AnswerIsNo, match=f"reads differently at byte {owned * 4096} of the disk; nothing was"):
             lift_live(session, spoilt(prepare_squash(session.image)), qemu=qemu, content=True)
         compared = []
-        lift_live(session, prepare_squash(session.image), qemu=qemu, content=True, progress=compared.append)
+        live_squash(session, qemu=qemu, content=True, progress=compared.append)
     assert compared[-1] == chain.virtual_size
     assert len(daemon.nodes()) < len(nodes)
 
@@ -174,7 +173,7 @@ def test_a_disk_that_is_not_lifted_cannot_be_restored(make_chain, start_daemon):
     chain = make_chain(3)
     daemon = start_daemon(chain.active)
     with open_session(daemon.qmp) as session, pytest.raises(ImageError, match="is not lifted"):
-        restore_live(session)
+        live_restore(session)
 
 
 def test_a_restore_without_one_of_the_layers_leaves_the_lift_in_place(make_chain, start_daemon, qemu):
@@ -184,7 +183,7 @@ def test_a_restore_without_one_of_the_layers_leaves_the_lift_in_place(make_chain
     nodes = daemon.nodes()
     chain.files[3].rename(chain.files[3].with_suffix(".away"))
     with open_session(daemon.qmp) as session, pytest.raises((ImageError, OperationError), match="layer0003"):
-        restore_live(session)
+        live_restore(session)
     assert daemon.nodes() == nodes
     with daemon.client() as client:
         assert read_all(client) == everything(chain)

@@ -10,8 +10,7 @@ import time
 
 import numpy as np
 import pytest
-from chainlift.lift.lifting import prepare_index, prepare_squash
-from chainlift.lift.live.lifts import lift_live, restore_live
+from tests.support.lifts import live_index, live_restore, live_squash
 
 from chainlift.errors import ChainliftError
 from chainlift.lift.live.session import open_session
@@ -106,21 +105,21 @@ class Torture:
 
     def index(self, **options) -> None:
         with open_session(self.daemon.qmp) as session:
-            result = lift_live(session, prepare_index(session.image, **options), qemu=None)
+            result = live_index(session, qemu=None, **options)
         assert result.left == []
         self.pivots += 1
         self.alive()
 
     def squash(self) -> None:
         with open_session(self.daemon.qmp) as session:
-            result = lift_live(session, prepare_squash(session.image), qemu=None)
+            result = live_squash(session, qemu=None)
         assert result.left == []
         self.pivots += 1
         self.alive()
 
     def restore(self) -> None:
         with open_session(self.daemon.qmp) as session:
-            result = restore_live(session, clean=True)
+            result = live_restore(session, clean=True)
         assert result.left == []
         self.pivots += 1
         self.alive()

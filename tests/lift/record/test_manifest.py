@@ -2,13 +2,12 @@ import json
 import shutil
 
 import pytest
-from chainlift.lift.lifting import lift_index
 from tests.support.chains import plain_chain
+from tests.support.lifts import lift_index, verify_lift
 
 from chainlift.cli.main import main
-from chainlift.lift.build.workspace import lift_directory
+from chainlift.lift.record.lifts import lift_directory
 from chainlift.lift.record.manifest import read_manifest, write_text
-from chainlift.lift.verify import verify_lift
 
 pytestmark = pytest.mark.integration
 

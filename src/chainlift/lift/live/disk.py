@@ -85,7 +85,7 @@ class RunningDisk:
         """
         if self.qemu is not None:
             for change in changes:
-                compare_stock(self.qemu, change.owner, change.old, change.new, content=content, progress=progress)
+                compare_stock(self.qemu, change.owner, change.readable, change.new, content=content, progress=progress)
 
     def switch(self, changes: Sequence[Change]) -> None:
         """Switch every pointer; all of them or none.

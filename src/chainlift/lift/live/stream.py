@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chainlift.errors import QemuError
-from chainlift.lift.disk import Change
 from chainlift.lift.live.disk import RunningDisk, refuse_other_chain
 from chainlift.lift.live.job import StreamJob
 from chainlift.lift.live.pivot import LOCKLESS
@@ -91,7 +90,7 @@ def stream_live(
         pivot = session.pivot()
         try:
             target = backing_target(session.image, prepared.manifest.lifted.name, prepared.manifest.lifted.format)
-            disk.compare([Change(session.image, source.current, prepared.manifest.lifted)])
+            disk.compare([prepared.change])
             disk.check()
             pivot.run(target, persist=False, release=False)
             # The layers can be closed while the job runs, but for a QEMU whose nodes have locks of their own.

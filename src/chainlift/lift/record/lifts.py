@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from chainlift.errors import ChainliftError, ImageError, InputError
 from chainlift.lift.record.manifest import NAME, SUFFIX, Manifest, Pointer, read_manifest
 from chainlift.lift.record.note import read_note
-from chainlift.lift.record.pointer import index_descriptor, led_to
+from chainlift.lift.record.pointer import backing_name, index_descriptor, led_to
 
 if TYPE_CHECKING:
     from chainlift.lift.record.manifest import FileIdentity
@@ -28,6 +28,13 @@ class Lift:
     manifest: Manifest
     #: Where the record is.
     record: Path
+
+    def moved_pointer(self, image: Path, pointer: Pointer) -> Pointer | None:
+        """Return a name for the lift where it is now, if a pointer leads to where it was."""
+        if led_to(image, pointer) == self.file:
+            return None
+        name = backing_name(self.file) if self.manifest.kind == "index" else str(self.file)
+        return Pointer(name=name, format="qcow2")
 
     @property
     def can_be_undone(self) -> bool:

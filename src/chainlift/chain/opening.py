@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 
 from chainlift.chain.chain import Chain
 from chainlift.chain.layer import Layer
@@ -53,28 +54,67 @@ def open_chain(
     :raise ImageError: if a layer is missing, malformed or of a format that is not supported.
     :raise PolicyError: if the chain leads where it may not, or back to itself.
     """
+    chain, cut = open_intact(path, policy, format=format)
+    if cut is not None:
+        chain.close()
+        raise cut.error
+    return chain
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Where a chain could not be followed any further."""
+
+    error: ChainliftError
+    #: What the last layer that could be opened names; None where that is no name of a local file.
+    reference: Reference | None
+
+
+def open_intact(
+    path: str | os.PathLike[str] | Reference,
+    policy: ChainPolicy = _DEFAULT_POLICY,
+    *,
+    format: str | None = None,  # noqa: A002
+) -> tuple[Chain, Cut | None]:
+    """Open an image and as much as can be opened of what lies below it; parameters as :func:`open_chain`.
+
+    :return: the chain down to the last layer that can be opened, and why it ends there; None where that is the base.
+    :raise ImageError: if the image itself cannot be opened.
+    :raise PolicyError: if it may not be opened.
+    """
     layers: list[Layer] = []
     seen: set[tuple[int, ...]] = set()
     top = path if isinstance(path, Reference) else parse_argument(os.fspath(path), file_format=format)
     reference: Reference | None = top
     try:
         while reference is not None:
-            if len(layers) > policy.max_depth:
-                raise PolicyError(f"has more than {policy.max_depth} layers over its base", path=top.path)
-            layer, reference = _open_layer(reference, policy)
+            layer = _open_next(layers, reference, seen, policy)
             layers.append(layer)
-            if layer.file.identity in seen:
-                raise PolicyError("is its own backing file: the chain is a loop", path=layer.path)
             seen.add(layer.file.identity)
+            reference = None  # should the name make no sense
+            reference = _backing_of(layer)
     except ChainliftError as error:
-        Chain(tuple(layers)).close()
-        if layers and error.hint is None and reference is not None and error.path == reference.path:
+        if not layers:
+            raise
+        if error.hint is None and reference is not None and error.path == reference.path:
             error.hint = f"it is the backing file of {layers[-1].path}"
+        return Chain(tuple(layers)), Cut(error, reference)
+    except BaseException:
+        Chain(tuple(layers)).close()
         raise
-    return Chain(tuple(layers))
+    return Chain(tuple(layers)), None
 
 
-def _open_layer(reference: Reference, policy: ChainPolicy) -> tuple[Layer, Reference | None]:
+def _open_next(layers: list[Layer], reference: Reference, seen: set[tuple[int, ...]], policy: ChainPolicy) -> Layer:
+    if len(layers) > policy.max_depth:
+        raise PolicyError(f"has more than {policy.max_depth} layers over its base", path=layers[0].path)
+    layer = _open_layer(reference, policy)
+    if layer.file.identity in seen:
+        raise PolicyError("is its own backing file: the chain is a loop", path=layer.path)
+    return layer
+
+
+def _open_layer(reference: Reference, policy: ChainPolicy) -> Layer:
     file = _open_file(reference.path, policy, is_descriptor=reference.is_descriptor)
     file_format = reference.format or probe_format(file.pread(0, 4096))
     if file_format in _RAW_FORMATS:
@@ -82,7 +122,7 @@ def _open_layer(reference: Reference, policy: ChainPolicy) -> tuple[Layer, Refer
     if file_format not in FORMATS:
         raise ImageError(f"the format {file_format!r} is not supported", path=reference.path)
     if file_format == "raw":
-        return Layer(reference.path, "raw", file, None, reference.format is None, None, None, reference), None
+        return Layer(reference.path, "raw", file, None, reference.format is None, None, None, reference)
     header = read_header(file)
     data_file = None
     if header.has_data_file:
@@ -98,15 +138,22 @@ def _open_layer(reference: Reference, policy: ChainPolicy) -> tuple[Layer, Refer
             raise ImageError(what, path=reference.path)
         data_file = _open_file(data_reference.path, policy)
     image = Image(file, header, data_file)
-    backing, name = reference.backing, None
+    name = None
     if reference.follows_header and header.backing_file is not None:
         name = os.fsdecode(header.backing_file)
-        backing = parse_name(name, named_in=reference.path, file_format=header.backing_format)
-    elif backing is not None:
-        name = backing.path
+    elif reference.backing is not None:
+        name = reference.backing.path
     probed = reference.format is None
-    layer = Layer(reference.path, "qcow2", file, image, probed, name, header.backing_format, reference)
-    return layer, backing
+    return Layer(reference.path, "qcow2", file, image, probed, name, header.backing_format, reference)
+
+
+def _backing_of(layer: Layer) -> Reference | None:
+    """Return what a layer names as its backing file, or what it was opened over instead."""
+    if layer.image is None:
+        return None
+    if layer.reference.follows_header and layer.backing_name is not None:
+        return parse_name(layer.backing_name, named_in=layer.path, file_format=layer.backing_format)
+    return layer.reference.backing
 
 
 def _open_file(path: str, policy: ChainPolicy, *, is_descriptor: bool = False) -> ImageFile:

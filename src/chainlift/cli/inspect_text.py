@@ -15,6 +15,7 @@ from chainlift.units import format_bytes
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from chainlift.chain.broken import Broken
     from chainlift.chain.summary import ChainSummary, LayerSummary
 
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
@@ -27,21 +28,27 @@ _COLOURS = {"problem": "red", "warning": "yellow", "note": "cyan"}
 _SIGNS = {"problem": "x", "warning": "!", "note": "-"}
 
 
-def lines(summary: ChainSummary, width: int, *, every_layer: bool, can_draw: bool) -> Iterator[str]:
+def lines(
+    summary: ChainSummary, width: int, *, every_layer: bool, can_draw: bool, broken: Broken | None = None
+) -> Iterator[str]:
     """Yield the lines.
 
     :param width: columns.
     :param every_layer: list all layers, however many.
     :param can_draw: whether the terminal has block characters.
+    :param broken: where the chain ends too early: the summary is of what is above.
     """
-    yield from _head(summary)
+    yield from _head(summary, broken)
     yield ""
-    yield from _depths(summary, width, can_draw=can_draw)
+    yield from _depths(summary, width, can_draw=can_draw, broken=broken)
     if len(summary.layers) > _LISTED_WHOLE:
         yield ""
         yield from _strips(summary, width, can_draw=can_draw)
     yield ""
     yield from _table(summary, width, every_layer=every_layer)
+    if broken is not None:
+        yield ""
+        yield from _broken(broken)
     if summary.findings:
         yield ""
         yield from _findings(summary)
@@ -64,16 +71,18 @@ def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
-def _head(summary: ChainSummary) -> Iterator[str]:
+def _head(summary: ChainSummary, broken: Broken | None) -> Iterator[str]:
     base = summary.layers[-1]
     below = f"{_count(summary.length, 'layer')} over {_name(base, summary)}" if summary.length else "no backing file"
+    if broken is not None:
+        below = f"broken below {_count(len(summary.layers), 'layer')}"
     yield f"{_bold(one_line(summary.path))}: {below}, a disk of {format_bytes(summary.virtual_size)}"
     stored = summary.visible_bytes + summary.shadowed_bytes
     shadowed = f"shadowed {format_bytes(summary.shadowed_bytes)}"
     if summary.shadowed_bytes:
         shadowed += f" ({_percent(summary.shadowed_bytes, stored)} of what is stored)"
     yield (f"  on disk {format_bytes(summary.disk_bytes)}, visible {format_bytes(summary.visible_bytes)}, {shadowed}")
-    if summary.length:
+    if summary.length and broken is None:
         yield (
             f"  a full read falls through {summary.mean_depth:.1f} layers on average;"
             f" QEMU's L2 caches: {format_bytes(summary.l2_cache_bytes)}"
@@ -110,16 +119,16 @@ def _bins(layers: int) -> list[tuple[int, int]]:
     return [(0, 0), *middle, (layers - 1, layers - 1)]
 
 
-def _depths(summary: ChainSummary, width: int, *, can_draw: bool) -> Iterator[str]:
+def _depths(summary: ChainSummary, width: int, *, can_draw: bool, broken: Broken | None) -> Iterator[str]:
     yield _bold("How far a read falls") + _dim("  (layers it passes, share of the disk)")
     rows = []
     for first, last in _bins(len(summary.layers)):
         label = f"{first}" if first == last else f"{first}-{last}"
-        label += " active" if first == 0 else " base" if first == len(summary.layers) - 1 else ""
+        label += " active" if first == 0 else " base" if first == len(summary.layers) - 1 and broken is None else ""
         rows.append((label, sum(summary.answered_bytes[first : last + 1]), "blue"))
     nowhere = sum(summary.unanswered_bytes)
     if nowhere:
-        rows.append(("never written", nowhere, "bright_black"))
+        rows.append(("never written" if broken is None else "what is gone", nowhere, "bright_black"))
     label_width = max(len(label) for label, _, _ in rows)
     room = width - label_width - 4 - 10 - 9
     largest = max(count for _, count, _ in rows)
@@ -129,7 +138,9 @@ def _depths(summary: ChainSummary, width: int, *, can_draw: bool) -> Iterator[st
             f"  {label:<{label_width}}  {click.style(bar, fg=colour)}{' ' * (room - len(bar))}"
             f"{format_bytes(count) if count else '-':>10}{_percent(count, summary.virtual_size) if count else '':>9}"
         )
-    if nowhere and summary.length:
+    if nowhere and broken is not None:
+        yield _dim(f"  {'':<{label_width}}  (or was never written)")
+    elif nowhere and summary.length:
         yield _dim(f"  {'':<{label_width}}  (what was never written falls through all of them)")
 
 
@@ -207,6 +218,17 @@ def _formats(group: Sequence[LayerSummary]) -> str:
         {layer.format if layer.cluster_size is None else f"qcow2 {format_bytes(layer.cluster_size)}" for layer in group}
     )
     return kinds[0] if len(kinds) == 1 else "mixed"
+
+
+def _broken(broken: Broken) -> Iterator[str]:
+    sign = click.style(_SIGNS["problem"], fg=_COLOURS["problem"], bold=True)
+    yield f"{sign} layer {broken.depth}: {one_line(broken.path)}: {one_line(broken.what)}"
+    named = "" if broken.backing_name is None else f" as {broken.backing_name!r}"
+    said = "" if broken.backing_format is None else f" ({broken.backing_format})"
+    yield f"    {one_line(broken.named_by + ' names it' + named + said)}"
+    yield f"    {one_line(broken.advice)}{'' if broken.mend is None else ':'}"
+    if broken.mend is not None:
+        yield f"    {one_line(broken.mend)}"
 
 
 def _findings(summary: ChainSummary) -> Iterator[str]:

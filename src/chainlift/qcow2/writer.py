@@ -7,6 +7,7 @@ qcow2 image rather than a broken one. A backing file is only named, never opened
 from __future__ import annotations
 
 import os
+import stat
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, Self
 
@@ -35,7 +36,9 @@ class ImageWriter:
 
     As a context manager it removes the file where its block ends with an error or without :meth:`finish`.
 
-    :param path: the file; it must not exist.
+    :param path: the file; it must not exist, unless there is a descriptor of it.
+    :param descriptor: None, or an empty file or a block device to write to; it is the caller's to close and to remove.
+        What a device has behind the image stays, and nothing is left to chance of what it has before.
     :param virtual_size: bytes of the disk, a multiple of 512.
     :param cluster_size: bytes, a power of two from 512 to 2 MiB.
     :param refcount_order: refcounts have ``2 ** refcount_order`` bits.
@@ -50,6 +53,7 @@ class ImageWriter:
         self,
         path: str | os.PathLike[str],
         *,
+        descriptor: int | None = None,
         virtual_size: int,
         cluster_size: int = 65536,
         version: int = 3,
@@ -93,7 +97,13 @@ class ImageWriter:
         self._compressed_end = 0
         self._finished = False
         self.path = os.fspath(path)
-        self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        self._is_own = descriptor is None
+        self.fd = (
+            os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+            if descriptor is None
+            else descriptor
+        )
+        self._is_device = stat.S_ISBLK(os.fstat(self.fd).st_mode)
 
     def __enter__(self) -> Self:
         return self
@@ -101,6 +111,8 @@ class ImageWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if not self._is_own:
+            return
         os.close(self.fd)
         if not self._finished:
             os.unlink(self.path)  # noqa: PTH108 - the name as it was given
@@ -210,7 +222,8 @@ class ImageWriter:
             refcount_table_clusters=table_clusters,
         )
         size = self._next_cluster * self.cluster_size
-        os.ftruncate(self.fd, size)
+        if not self._is_device:
+            os.ftruncate(self.fd, size)
         if sync:
             os.fdatasync(self.fd)
         self.write(0, header.encode())
@@ -249,7 +262,10 @@ class ImageWriter:
                 blocks_offset + block * self.cluster_size, tables.pack_refcounts(counts, self._header.refcount_order)
             )
         table = blocks_offset + np.arange(blocks, dtype=np.uint64) * np.uint64(self.cluster_size)
-        self.write(table_offset, tables.to_disk(table))
+        # All of its clusters are read, and what they have had is no matter of ours on a device.
+        self.write(
+            table_offset, tables.to_disk(table).ljust(table_clusters * self.cluster_size * self._is_device, b"\0")
+        )
         return table_offset, table_clusters
 
 

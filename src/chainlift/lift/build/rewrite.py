@@ -44,6 +44,7 @@ def rewrite(
     *,
     virtual_size: int,
     compress: bool = False,
+    clone: bool = True,
     rate_bytes_per_s: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Rewritten:
@@ -51,10 +52,11 @@ def rewrite(
 
     :param descriptors: an open file descriptor for each file of the sources.
     :param writer: of an image with the merger's cluster size; the caller finishes it.
+    :param clone: share blocks where the file system can.
     :param compress: store clusters compressed where that makes them smaller.
     """
     rewriter = _Rewriter(sources.files, descriptors, writer, virtual_size)
-    with Copier(writer.fd, rate_bytes_per_s=rate_bytes_per_s, progress=progress) as copier:
+    with Copier(writer.fd, clone=clone, rate_bytes_per_s=rate_bytes_per_s, progress=progress) as copier:
         for pieces in merger.pieces():
             rewriter.count(pieces)
             if compress:

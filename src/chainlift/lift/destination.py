@@ -1,0 +1,227 @@
+"""Where a flattened image goes: a new file, in the place of a file that is there, or onto a block device."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from chainlift.errors import ChainliftError, ImageError, UnknownStateError
+from chainlift.host.block_device import made_of, openers
+from chainlift.lift.build.workspace import NEW_SUFFIX, sync_directory
+from chainlift.lift.neighbours.images import find_users
+from chainlift.lift.neighbours.locks import holders, is_open_in_qemu
+from chainlift.units import format_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from chainlift.chain import Chain
+    from chainlift.lift.build.files import Sources
+
+_ACL: Final = "system.posix_acl_access"
+
+
+@dataclass(frozen=True)
+class FileDestination:
+    """A file that appears whole under its name, or not at all."""
+
+    #: Links followed.
+    path: Path
+    #: The image whose owner and mode it gets.
+    image: str
+    #: The file that it takes the place of; None where there is none.
+    replaces: os.stat_result | None
+
+    @property
+    def temporary(self) -> Path:
+        """What it is called while it is written."""
+        return self.path.with_name(self.path.name + NEW_SUFFIX)
+
+    @contextmanager
+    def open(self) -> Iterator[int]:
+        """Give a descriptor of an empty file; it gets its name when the block ends well, else nothing is left of it.
+
+        :raise FileExistsError: if the name was taken meanwhile.
+        """
+        # A killed run's leftover has no other use.
+        self.temporary.unlink(missing_ok=True)
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+        descriptor = os.open(self.temporary, flags, 0o600)
+        try:
+            try:
+                yield descriptor
+                _follow_owner(descriptor, self.image)
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            self._give_name()
+            sync_directory(self.path.parent)
+        except BaseException:
+            with suppress(OSError):
+                self.temporary.unlink()
+            raise
+
+    def _give_name(self) -> None:
+        if self.replaces is None:
+            os.link(self.temporary, self.path)  # unlike a rename it refuses a name that was taken meanwhile
+            self.temporary.unlink()
+            return
+        now = self.path.stat()
+        if (now.st_dev, now.st_ino) != (self.replaces.st_dev, self.replaces.st_ino):
+            raise ImageError("was replaced by another file meanwhile", path=self.path, hint="look at it first")
+        _refuse_in_use(self.path)
+        self.temporary.replace(self.path)
+
+
+@dataclass(frozen=True)
+class DeviceDestination:
+    """A block device that nobody else has."""
+
+    path: Path
+    #: Open for reading and writing, and claimed (O_EXCL): it cannot be mounted meanwhile.
+    descriptor: int
+    size_bytes: int
+
+    def require_size(self, needed_bytes: int) -> None:
+        """Refuse a device that is too small.
+
+        :raise ImageError: if it is.
+        """
+        if needed_bytes > self.size_bytes:
+            raise ImageError(
+                f"has {format_bytes(self.size_bytes)}, and up to {format_bytes(needed_bytes)} are needed",
+                path=self.path,
+                hint="choose a larger one",
+            )
+
+    @contextmanager
+    def open(self) -> Iterator[int]:
+        """Give its descriptor; what is written in the block is on the device when it ends well.
+
+        :raise UnknownStateError: if it does not: the device has neither what it had nor the image.
+        """
+        try:
+            yield self.descriptor
+            os.fsync(self.descriptor)
+        except BaseException as error:
+            reason = "it was interrupted" if isinstance(error, KeyboardInterrupt) else _reason(error)
+            raise UnknownStateError(
+                f"writing onto it failed: {reason}; it has neither what it had before nor the whole image",
+                path=self.path,
+                hint="flatten onto it again; the image and its layers are as before",
+            ) from error
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    return str(error) if isinstance(error, ChainliftError) else type(error).__name__
+
+
+@contextmanager
+def find_destination(
+    out: Path, chain: Chain, sources: Sources, *, overwrite: bool
+) -> Iterator[FileDestination | DeviceDestination]:
+    """Look at what has the name, and refuse what must not be written over. Nothing is changed.
+
+    :param out: a name that is free; or, with ``overwrite``, a regular file or a block device. Links are followed.
+    :raise ImageError: if it is there and is not to be overwritten, is in use, or is a part of the chain.
+    """
+    image = chain.layers[0].path
+    refuse_existing(out, overwrite=overwrite)
+    if not (out.exists() or out.is_symlink()):
+        yield FileDestination(out, image, None)
+        return
+    target = out.resolve()
+    try:
+        there = target.stat()
+    except OSError as error:
+        raise ImageError(f"cannot be looked at: {error.strerror}", path=out) from error
+    files = {file.identity: file.path for file in (*(layer.file for layer in chain.layers),
+                                                   *(source.file for source in sources.files))}  # fmt: skip
+    if stat.S_ISBLK(there.st_mode):
+        with _device(out, there.st_rdev, files) as device:
+            yield device
+        return
+    if not stat.S_ISREG(there.st_mode):
+        raise ImageError("is neither a regular file nor a block device", path=out, hint="choose another name")
+    _refuse_layer({(there.st_dev, there.st_ino)}, files, out)
+    _refuse_in_use(target)
+    for user in find_users([target], [target.parent]).get(target, []):
+        raise ImageError(f"{user} stands on it", path=out, hint="choose another name")
+    yield FileDestination(target, image, there)
+
+
+def refuse_existing(out: Path, *, overwrite: bool) -> None:
+    """Refuse a name that is taken.
+
+    :raise ImageError: if it is, and what has it is not to be overwritten.
+    """
+    if overwrite or not (out.exists() or out.is_symlink()):
+        return
+    temporary = out.with_name(out.name + NEW_SUFFIX)
+    if temporary.exists() and temporary.samefile(out):
+        temporary.unlink()  # a run was killed between giving the name and taking the temporary one away
+    raise ImageError("exists", path=out, hint="choose another name, or give --overwrite")
+
+
+@contextmanager
+def _device(out: Path, number: int, files: Mapping[tuple[int, ...], str]) -> Iterator[DeviceDestination]:
+    _refuse_layer(made_of(number), files, out)
+    if who := openers(number):
+        raise ImageError(f"is open in {', '.join(who[:3])}", path=out, hint="close it there first")
+    _refuse_in_use(out)
+    try:
+        descriptor = os.open(out, os.O_RDWR | os.O_EXCL | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise ImageError(f"cannot be opened for writing: {error.strerror}", path=out) from error
+        what = "is mounted, or a part of another device"
+        raise ImageError(what, path=out, hint="choose a device that is free") from error
+    try:
+        if os.fstat(descriptor).st_rdev != number:
+            raise ImageError("was replaced meanwhile", path=out, hint="look at it first")
+        yield DeviceDestination(out, descriptor, os.lseek(descriptor, 0, os.SEEK_END))
+    finally:
+        os.close(descriptor)
+
+
+def _refuse_layer(written: set[tuple[int, ...]], files: Mapping[tuple[int, ...], str], out: Path) -> None:
+    for identity in written & files.keys():
+        raise ImageError(f"the chain reads {files[identity]} from it", path=out, hint="choose another name")
+
+
+def _refuse_in_use(path: Path) -> None:
+    if is_open_in_qemu(path):
+        who = ", ".join(holders(path)[:3]) or "a QEMU"
+        raise ImageError(f"is open in {who}", path=path, hint="choose another name, or stop it first")
+
+
+def _follow_owner(descriptor: int, image: str) -> None:
+    """Give a file that only its owner may read the owner, mode and access list of the image.
+
+    Where the group or the list cannot be had, nobody but the owner gets what they would have allowed.
+    """
+    theirs = os.stat(image)  # noqa: PTH116 - any bytes
+    mode = stat.S_IMODE(theirs.st_mode) & 0o666
+    with suppress(PermissionError):
+        os.fchown(descriptor, theirs.st_uid, -1)
+    try:
+        os.fchown(descriptor, -1, theirs.st_gid)
+    except PermissionError:
+        mode &= ~0o060
+    try:
+        access = os.getxattr(image, _ACL)
+    except OSError:  # there is none, or the file system has none
+        os.fchmod(descriptor, mode)
+        return
+    try:
+        os.fchmod(descriptor, mode & ~0o060)
+        os.setxattr(descriptor, _ACL, access)
+    except OSError:
+        os.fchmod(descriptor, mode & ~0o060)

@@ -1,6 +1,5 @@
 import os
 import random
-import subprocess
 
 import pytest
 from tests.support.mounts import on_a_loop_device

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from chainlift.chain.linear import ExtentsFile
 from chainlift.errors import ImageError
-from chainlift.lift.record.manifest import Pointer
 from chainlift.lift.build.merge import Below, Merger
 from chainlift.lift.build.rewrite import rewrite
+from chainlift.lift.record.manifest import Pointer
 from chainlift.qcow2.writer import ImageWriter
 
 if TYPE_CHECKING:

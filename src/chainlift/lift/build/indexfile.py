@@ -1,9 +1,10 @@
 """The index's own file: one merged L1/L2 table pair for a whole chain, made so that nobody can write through it.
 
 The file is the first extent of a linear space in which the layers' files follow (see
-:mod:`chainlift.lift.build.descriptor`), and every offset in it is one of that space. Its first page is a text for people, so that the file by itself is no
-qcow2 image which a tool could open, repair or write; the qcow2 header follows where the extent begins. Three walls
-keep a write from reaching a layer (tests/lift/test_hardening.py tries each alone):
+:mod:`chainlift.lift.build.descriptor`), and every offset in it is one of that space. Its first page
+is a text for people, so that the file by itself is no qcow2 image which a tool could open, repair or write; the qcow2
+header follows where the extent begins. Three walls keep a write from reaching a layer (tests/lift/test_hardening.py
+tries each alone):
 
 1. Incompatible feature bit 1, *corrupt*: QEMU refuses to open the image for writing and reads it as ever.
 2. Nothing may be written in place and nothing is free: an internal snapshot shares all L2 tables of the disk, so every

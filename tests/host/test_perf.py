@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -68,6 +69,20 @@ def test_no_perf_says_which_package(monkeypatch, tmp_path):
 
 
 needs_perf = pytest.mark.needs("perf")
+
+
+def work(pid, seconds):
+    """Wait until a process has had so much more of a processor, however busy the machine is."""
+
+    def used():
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return int(fields[11]) / os.sysconf("SC_CLK_TCK")
+
+    before = used()
+    while used() - before < seconds:
+        time.sleep(0.02)
+
+
 SPIN = "import time\nend = time.monotonic() + 60\nwhile time.monotonic() < end: sum(range(1000))"
 
 
@@ -78,10 +93,10 @@ def test_only_what_runs_between_begin_and_end_is_recorded(tmp_path):
     with subprocess.Popen([sys.executable, "-c", SPIN]) as process:
         try:
             with PerfRecorder(process.pid, data) as perf:
-                time.sleep(0.3)
+                work(process.pid, 0.3)
                 begin = time.monotonic()
                 perf.begin()
-                time.sleep(0.7)
+                work(process.pid, 0.7)
                 perf.end()
                 end = time.monotonic()
         finally:

@@ -1,9 +1,12 @@
 """QEMU held between opening a chain and its first request, and again before it closes it."""
 
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
+from tests.support.need import as_root, missing
 
 from chainlift.errors import QemuError
 from chainlift.qcow2.writer import write_image
@@ -55,3 +58,17 @@ def test_what_does_not_open_is_an_error_with_qemus_own_words(tmp_path):
         reading(find_qemu("host"), tmp_path / "x.qcow2", (4096, 4096)),
     ):
         pass
+
+
+def test_a_host_without_terminals_says_what_to_mount():
+    if as_root() is None:
+        missing("mount")
+    code = "from chainlift.qemu.bench import require_terminal; require_terminal()"
+    shell = 'mount -t tmpfs none /dev/pts && "$@"'
+    environment = ["env", f"PYTHONPATH={':'.join(sys.path)}"]
+    done = subprocess.run(
+        [*as_root(), "unshare", "--mount", *environment, "sh", "-c", shell, "sh", sys.executable, "-c", code],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert "MissingToolError: no pseudo-terminal can be had here (" in done.stderr
+    assert done.stderr.rstrip().endswith("mount -t devpts devpts /dev/pts")

@@ -70,9 +70,8 @@ def test_a_guest_reads_while_its_disk_is_switched_and_the_report_draws_it(tmp_pa
     (sample,) = ResultDirectory(tmp_path / "out").samples()
     assert (sample.test, sample.length, sample.lift, sample.outcome) == ("live", 12, "none", "ok")
     metrics = sample.metrics
-    assert min(metrics[f"bytes_per_s_{part}"] for part in ("before", "during", "after")) > 0
-    assert metrics["quiet_stall_s"] > 0
-    assert 0 < metrics["stall_s"] < metrics["pivot_s"] + 1
+    assert min(metrics[f"bytes_per_s_{part}"] for part in ("before", "after")) > 0
+    assert min(metrics[name] for name in ("quiet_stall_s", "stall_s", "pivot_s")) > 0
     with (tmp_path / "out/live/read-12-host-1.csv").open() as stream:
         rows = list(csv.DictReader(stream))
     assert [row["event"] for row in rows if row["event"]] == ["pivot", "restore"]

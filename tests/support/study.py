@@ -100,7 +100,7 @@ class Command:
         self.process.send_signal(number)
         status = self.process.wait(60)
         self.process.stdout.close()
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while left := self.programs():
             assert time.monotonic() < deadline, f"{left} outlived the study"
             time.sleep(0.02)

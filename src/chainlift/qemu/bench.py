@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from chainlift.errors import QemuCrashed, QemuError
+from chainlift.errors import MissingToolError, QemuCrashed, QemuError
 from chainlift.host.process import describe_end
 from chainlift.qemu.process import QemuProcess, run_tool
 
@@ -147,11 +147,30 @@ def _wait(process: QemuProcess, seconds: float) -> None:
         time.sleep(0.02)
 
 
+def require_terminal() -> None:
+    """See that this host gives a pseudo-terminal: :func:`reading` holds QEMU by one.
+
+    :raise MissingToolError: if there is none, as in a chroot without ``/dev/pts``.
+    """
+    for descriptor in _open_terminal():
+        os.close(descriptor)
+
+
+def _open_terminal() -> tuple[int, int]:
+    try:
+        return os.openpty()
+    except OSError as error:
+        raise MissingToolError(
+            f"no pseudo-terminal can be had here ({error.strerror or error})",
+            hint="mount one in this chroot or container: mount -t devpts devpts /dev/pts",
+        ) from None
+
+
 class _StoppedTerminal:
     """A terminal that holds whoever writes to it. A pipe would not do: stdio writes to one when its buffer is full."""
 
     def __init__(self) -> None:
-        self._ours, self.its = os.openpty()
+        self._ours, self.its = _open_terminal()
         self._said = b""
         termios.tcflow(self.its, termios.TCOOFF)
 

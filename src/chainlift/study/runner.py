@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from chainlift.errors import ImageError, OperationError, PlanError, QemuCrashed, one_line
+from chainlift.qemu.bench import require_terminal
 from chainlift.results.model import GuestFacts, Sample
 from chainlift.results.store import ENVIRONMENT, PLAN, ResultDirectory
 from chainlift.study.active_layer import ActiveLayers, keep_cached, read_through, scratch_directory
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
 #: Modes in which host reads come from the page cache, so that it has to hold the same for every length.
 _CACHED_MODES = frozenset({"writeback", "writethrough", "unsafe"})
+#: Tests that hold QEMU by a pseudo-terminal.
+_HELD_BY_A_TERMINAL = frozenset({"host", "limits", "profile"})
 #: Outcomes that are results; what failed otherwise is tried again when the study continues.
 _SETTLED = frozenset({"ok", "crashed", "timed out"})
 
@@ -97,11 +100,13 @@ def run_study(plan: Plan, out: Path, progress: Progress) -> ResultDirectory:
 
     :param out: the result directory; made, or continued where it holds the same plan.
     :raise InputError: for anything that can be known before something is made: an unknown test, another plan's results,
-        too little space, no QEMU.
+        too little space, no QEMU, no pseudo-terminal for the tests that need one.
     """
     probes = probes_of(plan)
     check_lifts(plan)
     bench = Bench.find(plan)
+    if not _HELD_BY_A_TERMINAL.isdisjoint(plan.tests):
+        require_terminal()
     require_space(bench.chains, bench.bytes_to_build() + measuring_bytes(plan), f"the plan {plan.name}")
     results = ResultDirectory.create(out, _text_of(plan.model_copy(update={"chains": ""}), out))
     cells = cells_of(plan, probes)

@@ -11,6 +11,8 @@ from chainlift.lift.live.graph import read_graph
 from chainlift.lift.live.pivot import State
 from chainlift.lift.live.session import open_session, read_pointer
 from chainlift.lift.target import Target, backing_target
+from chainlift.qcow2.writer import write_image
+from chainlift.qemu.nbd import NbdClient
 
 pytestmark = pytest.mark.integration
 
@@ -152,24 +154,28 @@ def test_options_that_qemu_does_not_tell_are_taken_from_its_command_line(make_ch
 
 def test_nodes_that_another_disk_uses_stay_open(make_chain, start_daemon):
     chain = make_chain(6)
-    shared = chain.files[2]
-    {
-        "driver": "qcow2",
-        "read-only": True,
-        "node-name": "shared",
-        "file": {"driver": "file", "filename": str(shared)},
-    }
+    shared, other = chain.files[2], chain.directory / "other.qcow2"
+    write_image(other, virtual_size=chain.virtual_size, backing_file=shared.name, backing_format="qcow2")
     daemon = start_daemon(chain.active)
     target = backing_target(chain.active, squash(chain).name, "qcow2")
     with open_session(daemon.qmp) as session:
         lower = session.graph.backing_chain("disk0")[4]
+        file = {"driver": "file", "filename": str(other)}
         session.monitor.execute(
-            "blockdev-add", {"driver": "raw", "node-name": "user", "read-only": True, "file": lower}
+            "blockdev-add", {"driver": "qcow2", "node-name": "disk1", "file": file, "backing": lower}
         )
-        session.refresh()
-        session.pivot().run(target)
-        assert lower in read_graph(session.monitor).nodes
-    assert len(daemon.nodes()) == 4 + 1 + 2 * 3
+        session.monitor.execute("block-export-add", type="nbd", id="exp1", node_name="disk1", name="other")
+        with NbdClient(daemon.nbd, "other") as client:
+            before = read_all(client)
+            session.refresh()
+            session.pivot().run(target)
+            assert read_all(client) == before
+        graph = read_graph(session.monitor)
+        assert graph.backing_chain("disk1")[1] == lower
+        assert len(graph.backing_chain("disk1")) == 1 + 3
+    assert len(daemon.nodes()) == 4 + 2 + 2 * 3
+    with daemon.client() as client:
+        assert read_all(client) == everything(chain)
 
 
 def test_a_raw_backing_file_cannot_be_named_in_the_header(make_chain, start_daemon, tmp_path):

@@ -7,11 +7,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from chainlift.errors import AnswerIsNo, ChainliftError, ImageError, InputError, OperationError
+from chainlift.errors import ChainliftError, ImageError
 from chainlift.lift.build.workspace import Workspace
 from chainlift.lift.disk import Change
 from chainlift.lift.lifting import prepare_index
-from chainlift.lift.live.disk import compare_changes, refuse_other_chain
+from chainlift.lift.live.disk import compare_changes, has_switched, refuse_other_chain
 from chainlift.lift.live.layers import layers_under, standing
 from chainlift.lift.live.switch import switch_live
 from chainlift.lift.record.source import find_source, points_into
@@ -90,20 +90,21 @@ def lift_live(
     refuse_other_chain(session)
     with prepare as prepared:
         manifest = prepared.manifest
+        change = _change(session, manifest.lifted)
         try:
             if qemu is not None:
-                change = _change(session, manifest.lifted)
                 compare_changes(session, [change], qemu, content=content, progress=progress)
             # Building may have taken minutes: what was allowed before must still be.
             session.refresh()
             session.check()
             refuse_other_chain(session)
             persist = not (session.is_libvirts and manifest.kind == "index")
-            pivot = switch_live(session, [_change(session, manifest.lifted)], persist=persist, after=after)
-        except (AnswerIsNo, InputError, OperationError):
-            # Of these each says that nothing was switched. The first error is the one to tell.
-            with suppress(OSError, ChainliftError):
-                prepared.discard()
+            pivot = switch_live(session, [change], persist=persist, after=after)
+        except ChainliftError:
+            if not has_switched(session, [change]):
+                # The first error is the one to tell.
+                with suppress(OSError, ChainliftError):
+                    prepared.discard()
             raise
         prepared.settle()
         return LiveResult(manifest, pivot.timings, pivot.left)

@@ -169,7 +169,10 @@ class Pivot:
             self.release()
 
     def release(self) -> None:
-        """Close the old chain, gently. A failure is in :attr:`left`, not raised: the disk is switched."""
+        """Close the old chain, gently. A failure is in :attr:`left`, not raised: the disk is switched.
+
+        :raise UnknownStateError: if QEMU does not answer any more.
+        """
         for _ in self.releasing():
             pass
 
@@ -184,7 +187,14 @@ class Pivot:
         except QemuCrashed:
             raise
         except QemuError as error:
-            self.left = [str(error), *self._ours(self._steps.read_edges())]
+            try:
+                self.left = [str(error), *self._ours(self._steps.read_edges())]
+            except QemuError as silent:
+                raise UnknownStateError(
+                    f"the disk was switched, and then {silent}: whether the old chain is closed is not known",
+                    path=self._active.image,
+                    hint="delete nothing of it; if QEMU still runs, run the command again, which closes it",
+                ) from error
         else:
             self._reached(State.DONE)
 

@@ -52,7 +52,7 @@ class Source:
             return False
         now, then = self.current.name, self.manifest.lifted.name
         # QEMU may have written the same node's name in its own way.
-        return now == then or ((found := index_descriptor(now)) is not None and found == index_descriptor(then))
+        return now == then or _leads_to(self.image, now) == _leads_to(self.image, then)
 
     def open_original(self, policy: ChainPolicy = _POLICY) -> Chain:
         """Open the chain under the image, as it was before the lift."""
@@ -115,6 +115,11 @@ def points_into(image: Path, pointer: Pointer) -> bool:
     return target.parent == directory or (
         directory.is_dir() and os.path.realpath(target.parent) == os.path.realpath(directory)
     )
+
+
+def _leads_to(image: Path, name: str) -> tuple[bool, str]:
+    reference = parse_name(name, named_in=str(image))
+    return reference.is_descriptor, os.path.realpath(reference.path)
 
 
 def open_pointer(image: Path, pointer: Pointer, policy: ChainPolicy = _POLICY) -> Chain:

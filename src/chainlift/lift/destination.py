@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Final
 
 from chainlift.errors import ChainliftError, ImageError, UnknownStateError
 from chainlift.host.block_device import made_of, openers
-from chainlift.lift.build.workspace import NEW_SUFFIX, sync_directory
-from chainlift.lift.neighbours.images import find_users
-from chainlift.lift.neighbours.locks import holders, is_open_in_qemu
+from chainlift.lift.build.workspace import sync_directory
+from chainlift.lift.neighbours.images import NEW_SUFFIX, find_users
+from chainlift.lift.neighbours.locks import is_open_in_qemu
+from chainlift.lift.neighbours.processes import OpenFiles, describe_holders
 from chainlift.units import format_bytes
 
 if TYPE_CHECKING:
@@ -198,7 +199,7 @@ def _refuse_layer(written: set[tuple[int, ...]], files: Mapping[tuple[int, ...],
 
 def _refuse_in_use(path: Path) -> None:
     if is_open_in_qemu(path):
-        who = ", ".join(holders(path)[:3]) or "a QEMU"
+        who = describe_holders(OpenFiles.look().holders(path)) or "a QEMU"
         raise ImageError(f"is open in {who}", path=path, hint="choose another name, or stop it first")
 
 

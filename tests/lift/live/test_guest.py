@@ -2,13 +2,17 @@
 
 import hashlib
 import subprocess
+from pathlib import Path
 
 import pytest
 from tests.support.lifts import live_index, live_restore
 
 from chainlift.guest.boot import boot
 from chainlift.guest.micro import MicroGuest
-from chainlift.lift.live.session import open_session
+from chainlift.lift.disk import Change
+from chainlift.lift.live.disk import RunningDisk
+from chainlift.lift.live.session import open_session, read_pointer
+from chainlift.lift.record.manifest import Pointer
 from chainlift.qcow2.writer import write_image
 from chainlift.qemu.binary import find_qemu
 from chainlift.qemu.machine import Disk
@@ -47,7 +51,8 @@ def a_guest_writes_through_pivots(tmp_path, qemu_name: str, *, iothread: bool) -
             assert result.left == []
             guest.run("true").require()
 
-        for number in range(1, 5):
+        def snapshot(number: int) -> None:
+            nonlocal active, node
             guest.run("sleep 0.2; sync")
             path, above = tmp_path / f"snap{number}.qcow2", f"snap{number}"
             write_image(path, virtual_size=SIZE, backing_file=active.name, backing_format="qcow2")
@@ -55,10 +60,27 @@ def a_guest_writes_through_pivots(tmp_path, qemu_name: str, *, iothread: bool) -
             monitor.execute("blockdev-add", {"driver": "qcow2", "node-name": above, "file": file, "backing": None})
             monitor.execute("blockdev-snapshot", node=node, overlay=above)
             active, node = path, above
+
+        def take_out(lifted: Path, original: str) -> None:
+            """Take the index out that lies under the image in the middle of the chain."""
+            with open_session(guest.vm.spare_qmp_path) as session:
+                running = RunningDisk(session, qemu)
+                old = next(stands.pointer for stands in running.standing() if stands.image == lifted)
+                running.switch([Change(lifted, old, Pointer(original, "qcow2"))])
+            assert running.left == []
+            assert read_pointer(lifted) == original
+            guest.run("true").require()
+
+        for number in range(1, 7):
+            snapshot(number)
             if number % 2 == 0:
+                lifted, original = active, read_pointer(active)
                 pivot()
                 pivot(back=True)
                 pivot()
+                if number != 4:
+                    snapshot(10 + number)
+                    take_out(lifted, original)
         guest.run("touch /tmp/stop; while [ ! -e /tmp/stopped ]; do sleep 0.1; done; sync").require()
         there = set(guest.run(f"ls {work}").require().stdout.split())
         assert any(name.startswith("w-") for name in there)

@@ -1,5 +1,6 @@
 """Clients read and write while the disk is pivoted to and fro; not one byte may be wrong, not one request fail."""
 
+import contextlib
 import itertools
 import random
 import shutil
@@ -12,9 +13,13 @@ import numpy as np
 import pytest
 from tests.support.lifts import live_index, live_restore, live_squash
 
-from chainlift.errors import ChainliftError
-from chainlift.lift.live.session import open_session
+from chainlift.errors import ChainliftError, QemuError
+from chainlift.lift.disk import Change
+from chainlift.lift.live.disk import RunningDisk
+from chainlift.lift.live.pivot import State
+from chainlift.lift.live.session import open_session, read_pointer
 from chainlift.lift.live.stream import stream_live
+from chainlift.lift.record.manifest import Pointer
 from chainlift.qcow2.writer import write_image
 from chainlift.qemu.binary import find_qemu
 
@@ -124,6 +129,30 @@ class Torture:
         self.pivots += 1
         self.alive()
 
+    def take_out_of_the_middle(self) -> None:
+        """A snapshot is taken over an indexed disk; the switch back fails once at each step before it is done."""
+        lifted, original = self.active, Pointer(read_pointer(self.active), "qcow2")
+        self.index()
+        self.snapshot()
+        states = iter([State.HELD, State.RENAMED, State.ADDED, State.PIVOTED, None])
+
+        def fail(state):
+            if state is failing:
+                raise QemuError("the test says no")
+
+        for failing in states:
+            with open_session(self.daemon.qmp, node=self.node) as session:
+                disk = RunningDisk(session, self.qemu, after=fail)
+                changes = [Change(lifted, disk.standing()[1].pointer, original)]
+                with contextlib.suppress(QemuError) if failing else contextlib.nullcontext():
+                    disk.switch(changes)
+                assert disk.has_switched(changes) == (failing is None)
+                assert disk.left == []
+            assert (read_pointer(lifted) == original.name) == (failing is None)
+            self.pivots += 1
+            self.alive()
+        shutil.rmtree(lifted.with_name(lifted.name + ".lift"))
+
     def snapshot(self) -> None:
         """As a backup tool takes an external snapshot."""
         self.snapshots += 1
@@ -153,6 +182,8 @@ def torture(make_chain, start_daemon, same_bytes, *, qemu: str, length: int, piv
             if run.pivots % 2:
                 run.squash()
             run.restore()
+            if run.pivots % 3 == 0:
+                run.take_out_of_the_middle()
             sizes.append((daemon.open_files(), len(daemon.nodes()), daemon.resident_bytes(), run.snapshots))
         run.alive()
     run.alive()

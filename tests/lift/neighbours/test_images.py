@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -148,7 +149,7 @@ def test_devices_are_looked_at(base, tmp_path):
     nodes = tmp_path / "nodes"
     nodes.mkdir()
     try:
-        os.mknod(nodes / "lv", 0o600 | 0o060000, os.stat(device).st_rdev)
+        os.mknod(nodes / "lv", 0o600 | 0o060000, Path(device).stat().st_rdev)
         (nodes / "vg-lv").symlink_to("lv")
         write_image(tmp_path / "over", backing_file=device, **BELOW)
         found = Search([nodes])

@@ -107,23 +107,7 @@ class RunningDisk:
 
     def has_switched(self, changes: Sequence[Change]) -> bool:
         """Whether any of the new sides may be in use, in a header or in QEMU; yes where that cannot be told."""
-        try:
-            if any(_names_new(change) for change in changes):
-                return True
-            self.session.refresh()
-            graph = self.session.graph
-            nodes = graph.backing_chain(self.session.disk.node)
-            for name, below in pairwise(nodes):
-                file, opened = graph.protocol_file(name), graph.protocol_file(below)
-                if file is None or opened is None:
-                    return True
-                for change in changes:
-                    is_owner = is_same_file(Path(file), change.owner)
-                    if is_owner and leads_to(change.owner, change.new, Path(opened), is_index=graph.is_index(below)):
-                        return True
-        except (ChainliftError, OSError):
-            return True
-        return False
+        return has_switched(self.session, changes)
 
     def _is_active(self, owner: Path) -> bool:
         return is_same_file(owner, self.image)
@@ -133,6 +117,26 @@ class RunningDisk:
             self.session.refresh()
         except QemuError:
             return  # what failed before is what is told; who asks again is told this
+
+
+def has_switched(session: LiveSession, changes: Sequence[Change]) -> bool:
+    """Whether any of the new sides may be in use, in a header or in QEMU; yes where that cannot be told."""
+    try:
+        if any(_names_new(change) for change in changes):
+            return True
+        session.refresh()
+        graph = session.graph
+        for name, below in pairwise(graph.backing_chain(session.disk.node)):
+            file, opened = graph.protocol_file(name), graph.protocol_file(below)
+            if file is None or opened is None:
+                return True
+            for change in changes:
+                is_owner = is_same_file(Path(file), change.owner)
+                if is_owner and leads_to(change.owner, change.new, Path(opened), is_index=graph.is_index(below)):
+                    return True
+    except (ChainliftError, OSError):
+        return True
+    return False
 
 
 def _names_new(change: Change) -> bool:

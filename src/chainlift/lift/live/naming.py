@@ -10,6 +10,7 @@ index QEMU's spelling of the ``json:`` name. Both are the same on 7.2, 10.0 and 
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -58,7 +59,9 @@ def layer_format(reference: Reference) -> str:
 
 def protocol(path: str) -> str:
     """Return the driver that opens a file by its path as QEMU would by itself."""
-    return "host_device" if Path(path).is_block_device() else "file"
+    with suppress(OSError):  # opening it will say what is wrong with the name
+        return "host_device" if Path(path).is_block_device() else "file"
+    return "file"
 
 
 def qemu_name(options: Mapping[str, Any]) -> str | None:

@@ -130,7 +130,8 @@ class Pivot:
         :param persist: also write its name into the image's header.
         :param renames: headers under the active layer that are changed before the target is opened, lowest first.
         :param name_layers: add each layer of the target's backing chain by itself, bottom first, so that QEMU opens
-            one at a time; the nodes then have names and stay until they are deleted by name.
+            one at a time, and what is under the last one as its header says; the nodes then have names and stay until
+            they are deleted by name.
         :param release: close the old chain at the end.
         :raise QemuError: if a step failed; everything is as before.
         :raise UnknownStateError: if a step failed and could not be undone, or QEMU does not answer.
@@ -168,7 +169,10 @@ class Pivot:
             self.release()
 
     def release(self) -> None:
-        """Close the old chain, gently. A failure is in :attr:`left`, not raised: the disk is switched."""
+        """Close the old chain, gently. A failure is in :attr:`left`, not raised: the disk is switched.
+
+        :raise UnknownStateError: if QEMU does not answer any more.
+        """
         for _ in self.releasing():
             pass
 
@@ -183,7 +187,14 @@ class Pivot:
         except QemuCrashed:
             raise
         except QemuError as error:
-            self.left = [str(error), *self._ours(self._steps.read_edges())]
+            try:
+                self.left = [str(error), *self._ours(self._steps.read_edges())]
+            except QemuError as silent:
+                raise UnknownStateError(
+                    f"the disk was switched, and then {silent}: whether the old chain is closed is not known",
+                    path=self._active.image,
+                    hint="delete nothing of it; if QEMU still runs, run the command again, which closes it",
+                ) from error
         else:
             self._reached(State.DONE)
 
@@ -209,7 +220,7 @@ class Pivot:
         below: str | None = None
         for depth, options in reversed(list(enumerate(layers))):
             name = f"{active.prefix}-{number}" + (f"-{depth}" if depth else "")
-            more = {"backing": below} if name_layers else {}
+            more = {"backing": below} if below is not None else {}
             self._new.append(name)
             node = node_options(options, name, direct=active.direct, no_flush=active.no_flush)
             self._steps.execute("blockdev-add", {**node, **more})

@@ -15,7 +15,7 @@ from chainlift.lift.live.describe import look
 from chainlift.lift.live.disks import LiveDisk, choose_disk, list_disks, list_iothreads
 from chainlift.lift.live.job import StreamJob
 from chainlift.lift.live.libvirt import WARNING, Domain, VirshMonitor, find_domain
-from chainlift.lift.live.peer import Peer, find_peer
+from chainlift.lift.live.peer import Peer, find_peer, look_at
 from chainlift.lift.live.pivot import Pivot, State
 from chainlift.lift.live.steps import NODE_PREFIX, PAUSE_S, ActiveNode
 from chainlift.lift.tidy import remove_leftovers
@@ -86,7 +86,9 @@ class LiveSession:
         )
 
     def refresh(self) -> None:
-        """Read QEMU's graph again, after it was changed or a long time has passed."""
+        """Read QEMU's graph and open files again, after they were changed or a long time has passed."""
+        if self.peer.pid is not None:
+            self.peer = look_at(self.peer.pid)
         self.graph = look(self.monitor, self.peer, self.graph.nodes)
 
     def check(self) -> None:

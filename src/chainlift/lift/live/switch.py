@@ -92,8 +92,9 @@ def plan_switch(session: LiveSession, changes: Sequence[Change], *, persist: boo
     options = _options(wanted, lowest, says)
     pointer = wanted[0].pointer
     assert pointer is not None
-    name = (qemu_name(options) if 0 in depths else None) or pointer.name
-    plan = SwitchPlan(Target(name, options), tuple(renames), persist and 0 in depths)
+    name = (qemu_name(options[0]) if 0 in depths else None) or pointer.name
+    target = Target(name, options[0], tuple(options[1:]))
+    plan = SwitchPlan(target, tuple(renames), persist and 0 in depths, one_by_one=len(options) > 1)
     return _one_by_one(plan, session.image, pointer) if depths.keys() == {0} else plan
 
 
@@ -107,7 +108,11 @@ def compared_target(session: LiveSession, changes: Sequence[Change]) -> Target:
     lowest = max(depths, default=0)
     wanted = _apply(found, depths)
     says = {depth: _says(wanted[depth], read_pointer(found[depth].image)[1]) for depth in range(1, lowest + 1)}
-    return Target("", _options(wanted, lowest, says))
+    options: dict[str, Any] | None = None
+    for upper in reversed(_options(wanted, lowest, says)):
+        options = upper if options is None else {**upper, "backing": options}
+    assert options is not None
+    return Target("", options)
 
 
 def _depths(session: LiveSession, found: Sequence[Standing], changes: Sequence[Change]) -> dict[int, Change]:
@@ -161,20 +166,15 @@ def _says(wanted: Standing, header: Pointer | None) -> bool:
     return one == other
 
 
-def _options(wanted: Sequence[Standing], lowest: int, says: Mapping[int, bool]) -> dict[str, Any]:
-    """Return the options of the node that the active layer is to stand on.
+def _options(wanted: Sequence[Standing], lowest: int, says: Mapping[int, bool]) -> list[dict[str, Any]]:
+    """Return the options of the node that the active layer is to stand on, and of those below that must be told.
 
-    Below it QEMU follows the headers; from the last image on whose header does not say what it stands on, it is told.
+    QEMU follows the headers, but down to the last image whose header does not say what it stands on each is told by
+    itself: options inside those of the node above are mixed with the name in its header (``bdrv_open_backing_file()``).
     """
     told = max((depth for depth in range(1, lowest + 1) if not says[depth]), default=0)
-    options: dict[str, Any] | None = None
-    for depth in range(told, -1, -1):
-        image = wanted[depth]
-        assert image.pointer is not None
-        upper = open_options(refer(image.image, image.pointer))
-        options = upper if options is None else {**upper, "backing": options}
-    assert options is not None
-    return options
+    pointers = [(image.image, image.pointer) for image in wanted[: told + 1]]
+    return [open_options(refer(image, pointer)) for image, pointer in pointers if pointer is not None]
 
 
 def _refuse_format(change: Change) -> None:

@@ -1,0 +1,293 @@
+"""Pointers in the middle of a running disk's chain: a snapshot was taken over a lifted disk."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+from tests.support.lifts import live_index, live_squash
+
+from chainlift.errors import AnswerIsNo, InputError, QemuError, UnknownStateError
+from chainlift.lift.disk import Change
+from chainlift.lift.live.disk import RunningDisk
+from chainlift.lift.live.graph import read_graph
+from chainlift.lift.live.pivot import State
+from chainlift.lift.live.session import open_session, read_pointer
+from chainlift.lift.prepare import prepare_index
+from chainlift.lift.record.manifest import Pointer
+from chainlift.qemu.binary import find_qemu
+
+pytestmark = pytest.mark.integration
+
+RELEASES = ["host", "debian:trixie", "debian:trixie-backports"]
+STATES = [State.HELD, State.RENAMED, State.ADDED, State.PIVOTED]
+
+
+def everything(chain) -> bytes:
+    return b"".join(chain.block(number) for number in range(chain.virtual_size // 4096))
+
+
+def read_all(client) -> bytes:
+    return b"".join(client.read(offset, 1 << 20) for offset in range(0, client.size_bytes, 1 << 20))
+
+
+@pytest.fixture
+def qemu():
+    return find_qemu(need=("storage-daemon", "img"))
+
+
+class Lifted:
+    """A running disk that was lifted and had two snapshots taken since: second -> first -> lifted -> the lift."""
+
+    def __init__(self, chain, daemon, prepare):
+        self.chain, self.daemon = chain, daemon
+        self.original = Pointer(read_pointer(chain.active), "qcow2")
+        with open_session(daemon.qmp) as session:
+            prepare(session)
+        self.overlays = [chain.directory / "first.qcow2", chain.directory / "second.qcow2"]
+        for node, overlay in zip(("disk0", "first"), self.overlays, strict=True):
+            daemon.monitor.execute(
+                "blockdev-snapshot-sync",
+                {"node-name": node, "snapshot-file": str(overlay), "snapshot-node-name": overlay.stem,
+                 "format": "qcow2"},
+            )  # fmt: skip
+
+    @property
+    def images(self):
+        return [*self.overlays, self.chain.active]
+
+    def headers(self):
+        return {image.name: read_pointer(image) for image in self.images}
+
+    def changes(self, disk):
+        old = disk.standing()[2].pointer
+        return [Change(self.chain.active, old, self.original)]
+
+    def depth(self):
+        return len(read_graph(self.daemon.monitor).backing_chain("second"))
+
+    def check(self):
+        with self.daemon.client() as client:
+            assert read_all(client) == everything(self.chain)
+
+    def snapshot(self):
+        """Take one more and return what it names."""
+        overlay = self.chain.directory / "third.qcow2"
+        self.daemon.monitor.execute(
+            "blockdev-snapshot-sync",
+            {"node-name": "second", "snapshot-file": str(overlay), "snapshot-node-name": "third", "format": "qcow2"},
+        )
+        return read_pointer(overlay)
+
+
+@pytest.fixture
+def lifted(make_chain, start_daemon):
+    def make(release="host", prepare=live_index, length=6):
+        chain = make_chain(length, virtual_size=8 << 20, per_layer=3)
+        return Lifted(chain, start_daemon(chain.active, qemu=release), prepare)
+
+    return make
+
+
+@pytest.mark.parametrize("release", RELEASES)
+@pytest.mark.parametrize("prepare", [live_index, live_squash])
+def test_a_lift_in_the_middle_is_taken_out(lifted, qemu, same_bytes, release, prepare):
+    disk = lifted(release, prepare)
+    before = disk.headers()
+    with open_session(disk.daemon.qmp) as session:
+        running = RunningDisk(session, qemu)
+        running.check()
+        standing = running.standing()
+        assert [stands.image for stands in standing[:3]] == [*disk.overlays[::-1], disk.chain.active]
+        assert [stands.pointer.name for stands in standing[:3]] == [before["second.qcow2"], before["first.qcow2"],
+                                                                   before["active.qcow2"]]  # fmt: skip
+        changes = disk.changes(running)
+        assert not running.has_switched(changes)
+        running.compare(changes, content=True)
+        running.switch(changes)
+        assert running.has_switched(changes)
+        assert not running.has_switched([Change(c.owner, c.new, c.old) for c in changes])
+        assert running.left == []
+        running.check()
+    disk.check()
+    assert disk.headers() == {**before, "active.qcow2": disk.original.name}
+    assert disk.depth() == 3 + 6
+    assert len(disk.daemon.nodes()) == 2 * (3 + 6)
+    same_bytes(disk.overlays[1], disk.chain.files[-2])
+    assert disk.snapshot() == str(disk.overlays[1])
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_a_nested_name_of_an_earlier_version_gets_plain(make_chain, start_daemon, qemu, same_bytes, release):
+    chain = make_chain(5, virtual_size=8 << 20, per_layer=3)
+    original = Pointer(read_pointer(chain.active), "qcow2")
+    with prepare_index(chain.active) as prepared:
+        index = prepared.manifest.lifted
+    rebase = ["qemu-img", "rebase", "-u", "-F", "qcow2", "-b"]
+    subprocess.run([*rebase, index.name, chain.active], check=True)
+    # What QEMU has written into the header of a snapshot over a disk that was lifted while it ran.
+    nested = {"driver": "qcow2", "file": {"driver": "file", "filename": str(chain.active)},
+              "backing": json.loads(index.name[5:])}  # fmt: skip
+    middle, top = chain.directory / "middle.qcow2", chain.directory / "top.qcow2"
+    img = ["qemu-img", "create", "-q", "-f", "qcow2", "-u", "-F", "qcow2"]
+    subprocess.run([*img, "-b", "json:" + json.dumps(nested), middle, str(chain.virtual_size)], check=True)
+    subprocess.run([*img, "-b", middle.name, top, str(chain.virtual_size)], check=True)
+    for image in (middle, top):
+        daemon = start_daemon(image, qemu=release)
+        with open_session(daemon.qmp) as session:
+            running = RunningDisk(session, qemu)
+            running.check()
+            found = {stands.image: stands.pointer for stands in running.standing()}
+            assert found[middle].name.startswith("json:")
+            changes = [Change(middle, found[middle], Pointer(chain.active.name, "qcow2")),
+                       Change(chain.active, found[chain.active], original)]  # fmt: skip
+            if image == top:
+                with pytest.raises(InputError, match=r"middle\.qcow2: names what is below its backing file as well"):
+                    running.switch(changes[1:])
+            running.compare(changes, content=True)
+            running.switch(changes)
+            running.check()
+        with daemon.client() as client:
+            assert read_all(client) == everything(chain)
+        graph = read_graph(daemon.monitor)
+        assert not [name for name, node in graph.nodes.items() if node.filename.startswith("json:")]
+        named = chain.active.name if image == top else str(chain.active)
+        assert read_pointer(middle) == named
+        assert read_pointer(chain.active) == original.name
+        assert len(graph.backing_chain("disk0")) == len(chain.files) + (1 if image == middle else 2)
+        same_bytes(image, chain.files[-2])
+        daemon.process.kill()
+        # Once more, from the top.
+        subprocess.run([*rebase, "json:" + json.dumps(nested), middle], check=True)
+        subprocess.run([*rebase, index.name, chain.active], check=True)
+
+
+@pytest.mark.parametrize("release", RELEASES)
+@pytest.mark.parametrize("prepare", [live_index, live_squash])
+def test_a_failure_at_any_step_leaves_every_header_and_the_graph_as_before(lifted, qemu, release, prepare):
+    disk = lifted(release, prepare)
+    headers, nodes = disk.headers(), disk.daemon.nodes()
+    for reached in STATES:
+        with open_session(disk.daemon.qmp) as session:
+            assert not any("killed run" in warning for warning in session.warnings)
+
+            def fail(state, reached=reached):
+                if state is reached:
+                    raise QemuError("the test says no")
+
+            running = RunningDisk(session, qemu, after=fail)
+            changes = disk.changes(running)
+            with pytest.raises(QemuError, match="the test says no"):
+                running.switch(changes)
+            assert not running.has_switched(changes)
+        assert disk.headers() == headers, reached
+        assert disk.daemon.nodes() == nodes, reached
+        disk.check()
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("release", RELEASES)
+@pytest.mark.parametrize("prepare", [live_index, live_squash])
+@pytest.mark.parametrize("reached", STATES)
+def test_the_next_session_puts_in_order_what_a_killed_one_left(lifted, qemu, same_bytes, release, prepare, reached):
+    disk = lifted(release, prepare)
+    with open_session(disk.daemon.qmp) as session:
+        running = RunningDisk(session, qemu)
+        changes = disk.changes(running)
+        pivot = session.pivot(after=lambda state: (_ for _ in ()).throw(Killed) if state is reached else None)
+        pivot._undo = lambda *_: None  # a killed process undoes nothing
+        session.pivot = lambda **_: pivot
+        with pytest.raises(Killed):
+            running.switch(changes)
+        assert running.has_switched(changes) == (reached is not State.HELD)
+    same_bytes(disk.overlays[1], disk.chain.files[-2])
+    disk.check()
+    with open_session(disk.daemon.qmp) as session:
+        assert "killed run" in session.warnings[-1]
+        running = RunningDisk(session, qemu)
+        running.check()
+        stands = running.standing()
+        if stands[2].pointer.name != disk.original.name:
+            assert reached is not State.PIVOTED
+            running.compare(changes)
+            running.switch(changes)
+            running.check()
+    disk.check()
+    assert len(disk.daemon.nodes()) == 2 * (3 + 6)
+    assert read_pointer(disk.chain.active) == disk.original.name
+    same_bytes(disk.overlays[1], disk.chain.files[-2])
+
+
+def test_other_bytes_are_found_before_anything_is_switched(lifted, qemu, make_chain, tmp_path):
+    disk = lifted()
+    other = make_chain(7, virtual_size=8 << 20, per_layer=3, directory=tmp_path / "other")
+    headers = disk.headers()
+    with open_session(disk.daemon.qmp) as session:
+        running = RunningDisk(session, qemu)
+        old = running.standing()[2].pointer
+        with pytest.raises(AnswerIsNo, match="nothing was switched"):
+            running.compare([Change(disk.chain.active, old, Pointer(str(other.files[-2]), "qcow2"))], content=True)
+    assert disk.headers() == headers
+
+
+def test_what_does_not_fit_the_chain_is_refused(lifted, qemu, tmp_path):
+    disk = lifted()
+    nodes = disk.daemon.nodes()
+    somewhere = Pointer(str(disk.chain.files[2]), "qcow2")
+    with open_session(disk.daemon.qmp) as session:
+        running = RunningDisk(session, qemu)
+        good = disk.changes(running)[0]
+        for owner, old, new, said in (
+            (disk.chain.files[3], good.old, good.new, "is not in the chain that QEMU has open"),
+            (good.owner, somewhere, Pointer(str(disk.chain.files[3]), "qcow2"), "in QEMU, not on"),
+            (good.owner, good.old, Pointer("base.raw", "raw"), "the backing file to switch to is raw"),
+            (good.owner, good.old, Pointer("/not/there", None), "/not/there: cannot be opened"),
+        ):
+            with pytest.raises(InputError, match=said):
+                running.switch([Change(owner, old, new)])
+        with pytest.raises(InputError, match="switched twice"):
+            running.switch([good, good])
+        with pytest.raises(InputError, match="nothing to switch"):
+            running.switch([])
+    assert disk.daemon.nodes() == nodes
+
+
+def test_a_lock_on_the_image_in_the_middle_makes_qemu_refuse_and_nothing_is_changed(lifted, qemu):
+    disk = lifted()
+    headers, nodes = disk.headers(), disk.daemon.nodes()
+    reader = ["qemu-io", "-r", "-f", "qcow2", str(disk.chain.active)]
+    with (
+        subprocess.Popen(reader, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder,
+        open_session(disk.daemon.qmp) as session,
+    ):
+        holder.stdin.write(b"info\n")
+        holder.stdin.flush()
+        holder.stdout.readline()
+        running = RunningDisk(session, qemu)
+        with pytest.raises(QemuError, match='Failed to get "write" lock'):
+            running.switch(disk.changes(running))
+        holder.stdin.close()
+    assert (disk.headers(), disk.daemon.nodes()) == (headers, nodes)
+
+
+def test_a_connection_that_is_lost_in_the_middle_leaves_what_is_not_known(lifted, qemu):
+    disk = lifted()
+    with open_session(disk.daemon.qmp) as session:
+
+        def die(state):
+            if state is State.RENAMED:
+                disk.daemon.process.kill()
+
+        running = RunningDisk(session, qemu, after=die)
+        changes = disk.changes(running)
+        with pytest.raises(UnknownStateError, match=r"the header of active.qcow2 names the new backing file") as caught:
+            running.switch(changes)
+        assert caught.value.exit_status == 4
+        assert running.has_switched(changes)
+    assert read_pointer(disk.chain.active) == disk.original.name
+    raw = Path(disk.chain.directory / "raw")
+    subprocess.run(["qemu-img", "convert", "-O", "raw", disk.overlays[1], raw], check=True)
+    assert raw.read_bytes() == everything(disk.chain)

@@ -60,6 +60,7 @@ def index(
     disk: Disk,
     *,
     copy_budget_bytes: int | None = None,
+    most_extents: int | None = None,
     drop_bitmaps: bool = False,
     content: bool = False,
     clean: bool = False,
@@ -72,6 +73,7 @@ def index(
 
     :param copy_budget_bytes: how much of the smallest layers may be copied, so that fewer extents remain. None: nothing
         or, where somebody waits for the switch, what it takes to have few, up to :data:`GENTLE_COPY_BYTES`.
+    :param most_extents: copy no more than it takes to be left with so many.
     :param drop_bitmaps: go on although layers have persistent bitmaps, which cannot be reached any more afterwards.
     :param content: compare everything before the switch, not only a sample.
     :param clean: remove the lifts that this one replaces, where nobody else needs them.
@@ -85,15 +87,16 @@ def index(
     :raise UnknownStateError: if it is not known what is left.
     """
     disk.check()
-    most = disk.most_extents if copy_budget_bytes is None else None
-    budget = copy_budget_bytes if copy_budget_bytes is not None else GENTLE_COPY_BYTES if most is not None else 0
+    if copy_budget_bytes is None:
+        most_extents = disk.most_extents if most_extents is None else most_extents
+        copy_budget_bytes = 0 if most_extents is None else GENTLE_COPY_BYTES
     prepare = prepare_index(
         disk.image,
         current=_current(disk),
         parent=parent,
         drop_bitmaps=drop_bitmaps,
-        copy_budget_bytes=budget,
-        most_extents=most,
+        copy_budget_bytes=copy_budget_bytes,
+        most_extents=most_extents,
         rate_bytes_per_s=rate_bytes_per_s,
         progress=progress,
     )

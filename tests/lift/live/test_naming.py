@@ -8,7 +8,7 @@ import pytest
 from tests.support.lifts import live_index, live_restore, live_squash
 
 from chainlift.chain.names import Reference
-from chainlift.lift.build.descriptor import index_descriptor
+from chainlift.lift.record.pointer import index_descriptor
 from chainlift.lift.live.graph import read_graph
 from chainlift.lift.live.naming import open_options, qemu_name
 from chainlift.lift.live.session import open_session, read_pointer

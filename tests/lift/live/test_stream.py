@@ -79,6 +79,7 @@ def test_where_an_export_in_an_iothread_would_end_qemu_a_stream_is_refused(make_
     with open_session(daemon.qmp) as session, pytest.raises(InputError, match=r"dies of block-stream.*fixed-iothread"):
         stream_live(session, qemu=None)
     assert daemon.nodes() == before
+    daemon.process.kill()
     daemon = start_daemon(chain.active, qemu=qemu, export=",iothread=io0,fixed-iothread=on", extra=iothread)
     with open_session(daemon.qmp) as session:
         stream_live(session, qemu=None)

@@ -7,8 +7,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from chainlift.errors import ChainliftError, QemuError
+from chainlift.errors import ChainliftError, UnknownStateError
 from chainlift.lift.compare.stock import compare_stock
+from chainlift.lift.disk import Change
 from chainlift.lift.live import guard
 from chainlift.lift.live.gentle import gentle_extents
 from chainlift.lift.live.graph import is_same_file
@@ -21,7 +22,7 @@ from chainlift.lift.record.pointer import backing_name, read_pointer
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from chainlift.lift.disk import Change, Standing
+    from chainlift.lift.disk import Standing
     from chainlift.lift.live.pivot import State
     from chainlift.lift.live.session import LiveSession
     from chainlift.qemu.binary import Qemu
@@ -43,6 +44,7 @@ class RunningDisk:
     timings: Timings = field(default_factory=Timings)
     #: What could not be cleaned up in QEMU after a switch that was made.
     left: list[str] = field(default_factory=list)
+    _is_stale: bool = False
 
     @property
     def image(self) -> Path:
@@ -65,6 +67,7 @@ class RunningDisk:
         :raise InputError: with the reason; nothing was touched.
         """
         self.session.refresh()
+        self._is_stale = False
         self.session.check()
         refuse_other_chain(self.session)
 
@@ -73,6 +76,7 @@ class RunningDisk:
 
         :raise ImageError: if a header cannot be read.
         """
+        self._fresh()
         return standing(self.session.graph, self.session.disk.node, self.image)
 
     def compare(
@@ -90,20 +94,53 @@ class RunningDisk:
     def switch(self, changes: Sequence[Change]) -> None:
         """Switch every pointer; all of them or none.
 
-        Nobody may hold a lock on an image whose pointer changes. libvirt starts no domain on an index: its active
-        layer's header goes on naming the chain.
+        Under an index QEMU has no layers open, but the index itself: an image there is switched when those above have
+        been, and the chain is open again. libvirt starts no domain on an index: its active layer's header goes on
+        naming the chain.
 
         :raise OperationError: if one could not be switched; all are as before.
         :raise UnknownStateError: if it is not known what is left.
         """
-        persist = not (self.session.is_libvirts and any(_is_index(c) for c in changes if self._is_active(c.owner)))
+        done: list[list[Change]] = []
+        waiting = list(changes)
         try:
-            pivot = switch_live(self.session, changes, persist=persist, after=self.after)
-        finally:
-            # Whatever happened, the graph may be another one.
-            self._look_again()
+            while waiting:
+                images = [image.image for image in self.standing()]
+                there = [change for change in waiting if any(is_same_file(change.owner, image) for image in images)]
+                self._switch(there or waiting)
+                done.append(there)
+                waiting = [change for change in waiting if change not in there]
+        except UnknownStateError:
+            raise
+        except BaseException as error:
+            self._undo(done, error)
+            raise
+
+    def _switch(self, changes: Sequence[Change]) -> None:
+        persist = not (self.session.is_libvirts and any(_is_index(c) for c in changes if self._is_active(c.owner)))
+        # Whatever happens, the graph may be another one then. It is looked at when somebody wants to know: a look at
+        # new nodes stops QEMU's main loop.
+        self._is_stale = True
+        pivot = switch_live(self.session, changes, persist=persist, after=self.after)
         self.timings.commands += pivot.timings.commands
         self.left += pivot.left
+
+    def _undo(self, done: Sequence[Sequence[Change]], cause: BaseException) -> None:
+        for changes in reversed(done):
+            try:
+                self._fresh()
+                self._switch([Change(change.owner, change.new, change.old) for change in changes])
+            except ChainliftError as error:
+                raise UnknownStateError(
+                    f"{cause}; what was switched before could not be undone ({error.what})",
+                    path=self.image,
+                    hint="the disk reads the same bytes; chainlift restore takes out the lifts that are left",
+                ) from cause
+
+    def _fresh(self) -> None:
+        if self._is_stale:
+            self.session.refresh()
+            self._is_stale = False
 
     def has_switched(self, changes: Sequence[Change]) -> bool:
         """Whether any of the new sides may be in use, in a header or in QEMU; yes where that cannot be told."""
@@ -111,12 +148,6 @@ class RunningDisk:
 
     def _is_active(self, owner: Path) -> bool:
         return is_same_file(owner, self.image)
-
-    def _look_again(self) -> None:
-        try:
-            self.session.refresh()
-        except QemuError:
-            return  # what failed before is what is told; who asks again is told this
 
 
 def has_switched(session: LiveSession, changes: Sequence[Change]) -> bool:

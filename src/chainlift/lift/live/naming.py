@@ -36,7 +36,8 @@ def open_options(reference: Reference) -> dict[str, Any]:
     options: dict[str, Any] = {
         "driver": layer_format(reference),
         "read-only": True,
-        "file": {"driver": protocol(reference.path), "read-only": True, "filename": reference.path},
+        # Read-only as long as its parent is: change-backing-file makes an image in the middle writable for a moment.
+        "file": {"driver": protocol(reference.path), "filename": reference.path},
     }
     if reference.data_file is not None:
         path = reference.data_file.path

@@ -75,7 +75,8 @@ def stream_live(
     if source.lift is not None:
         done, job_s = _stream(session, rate_bytes_per_s, progress)
         _tidy(session)
-        files = [source.lift.file, *map(Path, source.lift.manifest.supersedes)]
+        remove_leftovers(session.image)  # where it was the index of a stream that was killed
+        files = [file for file in (source.lift.file, *map(Path, source.lift.manifest.supersedes)) if file.exists()]
         tidied = remove_lifts(files, image=session.image) if clean else Tidied(kept=dict.fromkeys(files, ""))
         return StreamResult(done, job_s, time.monotonic() - began, Timings(), tidied)
     prepare = prepare_index(

@@ -248,7 +248,7 @@ def _settle(disk: Disk, prepared: Prepared, *, clean: bool, search: Sequence[Pat
 def _carry_bitmaps(disk: Disk, chain: Chain, onto: int, target: Path) -> None:
     layers = [layer for layer in chain.layers[:onto] if layer.image is not None and layer.extents == 0]
     if any(has_bitmaps(layer) for layer in layers):
-        carry_bitmaps(disk.qemu or find_qemu(need=["img"]), layers, target)
+        carry_bitmaps(disk.qemu or find_qemu(need=["storage-daemon"]), layers, target)
 
 
 def _remove_left(disk: Disk, search: Sequence[Path]) -> Tidied:

@@ -103,6 +103,20 @@ def test_snapshots_and_checkpoints_are_read_under_awkward_names(define, chain):
     assert found.checkpoints_of(top) == []
 
 
+def test_the_state_of_a_machine_that_was_saved_names_its_files(define, chain):
+    _, _, top = chain
+    define()
+    virsh("start", NAME)
+    virsh("managedsave", NAME)
+    try:
+        found = Definitions.read()
+        assert found.problem is None
+        assert found.naming(top) == [f"domain {NAME} (<source>)", f"managed save of domain {NAME}"]
+    finally:
+        virsh("managedsave-remove", NAME)
+    assert Definitions.read().naming(top) == [f"domain {NAME} (<source>)"]
+
+
 def test_a_file_is_known_under_each_of_its_names(define, chain):
     _, middle, top = chain
     link = top.with_name("link")

@@ -7,28 +7,46 @@ small without one of them.
 
 from __future__ import annotations
 
-import json
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
 
 from chainlift.chain import open_chain
 from chainlift.chain.names import parse_name
 from chainlift.errors import ImageError, QemuError
-from chainlift.host.process import last_lines, run_tool
-from chainlift.qcow2.bitmaps import Bitmap, count_set_bits, list_bitmaps
+from chainlift.host.process import last_lines
+from chainlift.qcow2.bitmaps import Bitmap, count_set_bits, list_bitmaps, read_bits
 from chainlift.qcow2.file import ImageFile
 from chainlift.qcow2.image import Image, read_header
 from chainlift.qcow2.layout import QCOW_MAGIC, CryptMethod, Incompatible
 from chainlift.qcow2.snapshots import InternalSnapshot, list_snapshots
+from chainlift.qemu.monitor import Monitor
+from chainlift.qemu.process import QemuProcess
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
 
     from chainlift.chain import Layer
     from chainlift.lift.record.manifest import Pointer
     from chainlift.qemu.binary import Qemu
+
+
+_STORE_S: Final = 600.0
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A bitmap of one layer."""
+
+    path: Path
+    bitmap: Bitmap
+    set_bits: int
 
 
 @dataclass(frozen=True)
@@ -124,7 +142,9 @@ def has_bitmaps(layer: Layer) -> bool:
 
 
 def carry_bitmaps(qemu: Qemu, layers_top_first: Sequence[Layer], target: Path) -> list[str]:
-    """Copy the persistent bitmaps of layers into the image that replaces them, with ``qemu-img bitmap``.
+    """Copy the persistent bitmaps of layers into the image that replaces them.
+
+    A storage daemon of our own merges them all, as ``qemu-img bitmap --merge`` does one at a time.
 
     Bitmaps of one name in several layers become one, with all their bits and the smallest granularity. It is enabled
     where the topmost of them is.
@@ -134,7 +154,7 @@ def carry_bitmaps(qemu: Qemu, layers_top_first: Sequence[Layer], target: Path) -
     :return: the names of the bitmaps that it has now.
     :raise ImageError: if a bitmap cannot be merged: it was not saved properly, or is one of a disk of another size;
         the target was not touched.
-    :raise QemuError: if qemu-img failed; the target may have some of the bitmaps.
+    :raise QemuError: if QEMU failed; the target may have some of the bitmaps.
     """
     carried = [
         (Path(layer.file.path), carried_by(layer.image)) for layer in layers_top_first if layer.image is not None
@@ -142,16 +162,16 @@ def carry_bitmaps(qemu: Qemu, layers_top_first: Sequence[Layer], target: Path) -
     if not any(content.bitmaps for _, content in carried):
         return []
     size = read_carried(target).virtual_size
-    merged: dict[str, list[tuple[Path, Bitmap, int]]] = {}
+    merged: dict[str, list[_Part]] = {}
     for path, content in carried:
         for bitmap in content.bitmaps:
             if bitmap.in_use:
                 raise _cannot_be_carried(path, bitmap, "was not saved properly")
             if content.virtual_size != size:
                 raise _cannot_be_carried(path, bitmap, f"is of a disk of {content.virtual_size} bytes, not {size}")
-            merged.setdefault(bitmap.name, []).append((path, bitmap, content.set_bits[bitmap.name]))
-    for name, parts in merged.items():
-        _carry(qemu, name, parts, target)
+            merged.setdefault(bitmap.name, []).append(_Part(path, bitmap, content.set_bits[bitmap.name]))
+    _merge(qemu, merged, target)
+    _check(merged, target)
     return list(merged)
 
 
@@ -163,22 +183,81 @@ def _cannot_be_carried(path: Path, bitmap: Bitmap, why: str) -> ImageError:
     )
 
 
-def _carry(qemu: Qemu, name: str, parts: list[tuple[Path, Bitmap, int]], target: Path) -> None:
-    granularity = min(bitmap.granularity for _, bitmap, _ in parts)
-    actions = ["--add", "-g", str(granularity), *([] if parts[0][1].auto else ["--disable"])]
+def _merge(qemu: Qemu, merged: Mapping[str, Sequence[_Part]], target: Path) -> None:
     # A bitmap without bits adds none, and most are without: each snapshot gives every checkpoint's to the new layer.
-    with_bits: list[Path | None] = [layer for layer, _, bits in parts if bits]
-    for layer in with_bits or [None]:
-        source = [] if layer is None else ["--merge", name, "-b", _alone(layer), "-F", "qcow2"]
-        argv = qemu.command("img", "bitmap", *actions, *source, "-f", "qcow2", "--", _alone(target), name)
-        done = run_tool(argv, environment=qemu.environment, check=False)
-        if done.returncode != 0:
-            said = last_lines(done.stderr, 1).removeprefix("qemu-img: ")
-            raise QemuError(f"the bitmap {name!r} was not carried over: {said}", path=layer or target)
-        actions = []
+    sources = list(dict.fromkeys(part.path for parts in merged.values() for part in parts if part.set_bits))
+    nodes = {path: f"layer{number}" for number, path in enumerate(sources)}
+    with tempfile.TemporaryDirectory(prefix="chainlift-") as place:
+        qmp = Path(place, "qmp")
+        argv = qemu.command(
+            "storage-daemon",
+            *("--chardev", f"socket,id=qmp,path={qmp},server=on,wait=off", "--monitor", "chardev=qmp"),
+        )
+        with QemuProcess(argv, environment=qemu.environment) as process:
+            with Monitor.connect(qmp, process) as monitor:
+                monitor.execute("blockdev-add", _alone(target, "target", read_only=False))
+                for path, node in nodes.items():
+                    monitor.execute("blockdev-add", _alone(path, node, read_only=True))
+                for name, parts in merged.items():
+                    bitmap = {
+                        "node": "target",
+                        "name": name,
+                        "granularity": min(part.bitmap.granularity for part in parts),
+                        "persistent": True,
+                        "disabled": not parts[0].bitmap.auto,
+                    }
+                    monitor.execute("block-dirty-bitmap-add", bitmap)
+                    from_layers = [{"node": nodes[part.path], "name": name} for part in parts if part.set_bits]
+                    merge = {"node": "target", "target": name, "bitmaps": from_layers}
+                    if from_layers:
+                        monitor.execute("block-dirty-bitmap-merge", merge)
+                # Bitmaps are written when the image is closed (by quit only from 6.0 on), and what fails there is only
+                # printed: see _check().
+                monitor.execute("blockdev-del", {"node-name": "target"}, timeout_s=_STORE_S)
+                monitor.execute("quit")
+            try:
+                finished = process.wait(_STORE_S)
+            except TimeoutError:
+                raise QemuError(f"the bitmaps were not written within {_STORE_S:g} s", path=target) from None
+    if finished.returncode != 0:
+        raise QemuError(f"the bitmaps were not written: {last_lines(finished.stderr, 1)}", path=target)
 
 
-def _alone(path: Path) -> str:
-    """Return a name by which QEMU opens an image without what lies below it."""
-    file = {"driver": "host_device" if path.is_block_device() else "file", "filename": str(path)}
-    return "json:" + json.dumps({"driver": "qcow2", "backing": None, "file": file})
+def _check(merged: Mapping[str, Sequence[_Part]], target: Path) -> None:
+    """Compare the target's bitmaps with the union of the layers', bit by bit.
+
+    :raise QemuError: if one differs: a backup would miss what it does not say.
+    """
+    for name, parts in merged.items():
+        granularity = min(part.bitmap.granularity for part in parts)
+        expected = _bits(parts[0].path, name, granularity)
+        for part in parts[1:]:
+            if part.set_bits:
+                expected |= _bits(part.path, name, granularity)
+        if not np.array_equal(_bits(target, name, granularity), expected):
+            raise QemuError(f"QEMU did not carry over the bitmap {name!r}", path=target)
+
+
+def _bits(path: Path, name: str, granularity: int) -> NDArray[np.bool_]:
+    """Return a bitmap's bits at a granularity not larger than its own; none at all where it is not there, or in use."""
+    file = ImageFile(str(path))
+    try:
+        image = Image(file, read_header(file))
+        for bitmap in list_bitmaps(image):
+            if bitmap.name == name and not bitmap.in_use:
+                bits = np.zeros(-(-image.header.virtual_size // bitmap.granularity), dtype=bool)
+                for first, values in read_bits(image, bitmap):
+                    bits[first : first + image.header.cluster_size * 8] = values
+                wanted = -(-image.header.virtual_size // granularity)
+                times = bitmap.granularity // granularity
+                return bits if times == 1 else np.repeat(bits, times)[:wanted]
+    finally:
+        file.close()
+    return np.zeros(0, dtype=bool)
+
+
+def _alone(path: Path, node: str, *, read_only: bool) -> dict[str, object]:
+    """Return options for opening an image without what lies below it."""
+    driver = "host_device" if path.is_block_device() else "file"
+    file = {"driver": driver, "filename": str(path)}
+    return {"driver": "qcow2", "node-name": node, "backing": None, "read-only": read_only, "file": file}

@@ -180,6 +180,16 @@ def find_users(targets: Iterable[Path], search: Iterable[Path]) -> dict[Path, li
     return {path: images for path, images in users.items() if images}
 
 
+def named_by(image: Path) -> list[Path]:
+    """Return the files that an image's header names and that are there; none for what is no qcow2 image.
+
+    :raise ImageError: if it cannot be read.
+    """
+    header = _header_of(str(image), image.stat())
+    named = [] if header is None else [Path(name) for name, _ in _named_in_header(str(image), header)]
+    return [path for path in dict.fromkeys(named) if path.exists()]
+
+
 def _cannot_search(directory: str, error: OSError) -> InputError:
     return InputError(f"cannot be searched for images: {error.strerror}", path=directory)
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _TIMEOUT_S: Final = 5.0
 _SYSTEM: Final = "qemu:///system"
+_SESSION: Final = "qemu:///session"
 #: What virsh says where nobody listens.
 _NO_DAEMON: Final = ("No such file or directory", "Connection refused")
 #: Commands for one virsh: a shell's arguments have an end.
@@ -35,6 +36,14 @@ _BATCH: Final = 200
 #: Where libvirtd keeps definitions, of the system's instance: domains, snapshots, checkpoints.
 _DOMAINS: Final = Path("/etc/libvirt/qemu")
 _STATE: Final = Path("/var/lib/libvirt/qemu")
+#: Asked of each domain, by its UUID.
+_QUESTIONS: Final = (
+    "dumpxml {}",
+    "dumpxml --inactive {}",
+    "managedsave-dumpxml {}",
+    "snapshot-list --name {}",
+    "checkpoint-list --name {}",
+)
 #: Elements around a file's name that say what it is to the disk.
 _ROLES: Final = ("backingStore", "mirror", "dataStore")
 _PATH_IN_ARGUMENT: Final = re.compile(r"(?:^|[=:\"'])(/[^,\"']+)")
@@ -85,30 +94,36 @@ class Definitions:
 
     @classmethod
     def read(cls, *, timeout_s: float = _TIMEOUT_S) -> Definitions:
-        """Ask libvirt: the connection of ``LIBVIRT_DEFAULT_URI``, else ``qemu:///system``.
+        """Ask libvirt: on the connection of ``LIBVIRT_DEFAULT_URI``, else the system's and an ordinary user's own.
 
         :param timeout_s: for each question; one that is not answered in that time is told in :attr:`problem`.
         """
         found = cls()
-        uri = os.environ.get("LIBVIRT_DEFAULT_URI") or _SYSTEM
+        chosen = os.environ.get("LIBVIRT_DEFAULT_URI")
+        for uri in [chosen] if chosen else [_SYSTEM] if os.geteuid() == 0 else [_SYSTEM, _SESSION]:
+            found._read_from(uri, timeout_s)
+        return found
+
+    def _read_from(self, uri: str, timeout_s: float) -> None:
         program = shutil.which("virsh")
-        try:
-            if program is not None:
-                virsh = _Virsh(program, uri, timeout_s)
+        said = _NO_DAEMON[0]
+        if program is not None:
+            virsh = _Virsh(program, uri, timeout_s)
+            try:
                 answers = virsh.ask(["uri", "list --all --uuid"])
                 if answers[0]:
-                    found.is_there = True
-                    found._ask_for(answers[1].split(), virsh)
-                    return found
-                if not any(text in virsh.said for text in _NO_DAEMON):
-                    found.is_there, found.problem = True, f"libvirt cannot be asked: {last_lines(virsh.said, 1)}"
-                    return found
-        except OperationError as error:
-            found.is_there, found.problem = True, error.what
-            return found
-        if uri == _SYSTEM:
-            found.read_files(_DOMAINS, _STATE)
-        return found
+                    self.is_there = True
+                    self._ask_for(answers[1].split(), virsh)
+                    return
+            except OperationError as error:
+                self.is_there, self.problem = True, error.what
+                return
+            said = virsh.said
+        if any(text in said for text in _NO_DAEMON):
+            if uri == _SYSTEM:
+                self.read_files(_DOMAINS, _STATE)
+        elif uri != _SESSION:  # most users have none of their own
+            self.is_there, self.problem = True, f"libvirt cannot be asked: {last_lines(said, 1)}"
 
     def read_files(self, domains: Path, state: Path) -> None:
         """Read the definitions in libvirt's own files, where no daemon answers.
@@ -149,11 +164,11 @@ class Definitions:
         return [checkpoint for domain, checkpoint in self.checkpoints if domain in domains]
 
     def _ask_for(self, uuids: Sequence[str], virsh: _Virsh) -> None:
-        questions = ("dumpxml {0}", "dumpxml --inactive {0}", "snapshot-list --name {0}", "checkpoint-list --name {0}")
-        answers = virsh.ask([question.format(uuid) for uuid in uuids for question in questions])
+        answers = virsh.ask([question.format(uuid) for uuid in uuids for question in _QUESTIONS])
+        count = len(_QUESTIONS)
         parts = []
         for number, uuid in enumerate(uuids):
-            now, inactive, snapshots, checkpoints = answers[4 * number : 4 * number + 4]
+            now, inactive, saved, snapshots, checkpoints = answers[count * number : count * (number + 1)]
             # One that is gone meanwhile has no text; one at rest has its definition twice.
             active = self._parse(now)
             defined = self._parse(inactive)
@@ -162,6 +177,9 @@ class Definitions:
             if defined is not None:
                 self._add_domain(defined, running=False)
             name = _name(active if active is not None else defined)
+            # The next start takes the machine's state from a file, and with it the disks that it had then.
+            if (state := self._parse(saved)) is not None:
+                self._add_names(state, name, "managed save")
             for kind, names in (("snapshot", snapshots), ("checkpoint", checkpoints)):
                 parts += [(name, uuid, kind, part) for part in names.splitlines() if part]
         texts = virsh.ask([f"{kind}-dumpxml {uuid} --{kind}name {_quoted(part)}" for _, uuid, kind, part in parts])

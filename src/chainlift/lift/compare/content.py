@@ -1,38 +1,185 @@
-"""Comparing what two chains read, byte by byte."""
+"""Comparing what two chains read, byte by byte, as far as they could differ."""
 
 from __future__ import annotations
 
+import mmap
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from chainlift.lift.compare.spans import Content, Pair, Pieces
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+
+    from numpy.typing import NDArray
 
     from chainlift.chain import Chain
+    from chainlift.lift.compare.spans import Side
 
-_STEP_BYTES: Final = 32 << 20
+    Fill = Callable[[memoryview, Pieces], None]
+
+#: Bytes that are read from either side at a time.
+_BATCH_BYTES: Final = 2 << 20
 
 
 def first_difference(one: Chain, other: Chain, progress: Callable[[int], None] | None = None) -> int | None:
     """Return the first offset at which two chains read different bytes, None if there is none.
 
-    The shorter disk is taken to be followed by zeros, as a backing file is.
+    What both read from the same place of the same file, or where both have nothing, is not read. The shorter disk is
+    taken to be followed by zeros, as a backing file is.
 
-    :param progress: called with the bytes compared so far.
+    :param progress: called with the bytes of the disk that are compared, or need not be.
+    :raise ImageError: if a layer is malformed, encrypted or cannot be read.
     """
-    size = max(one.virtual_size, other.virtual_size)
-    for offset in range(0, size, _STEP_BYTES):
-        length = min(_STEP_BYTES, size - offset)
-        ours, theirs = _read(one, offset, length), _read(other, offset, length)
-        if ours != theirs:
-            differs = np.frombuffer(ours, np.uint8) != np.frombuffer(theirs, np.uint8)
-            return offset + int(differs.argmax())
+    pair = Pair(one, other)
+    return difference(pair, PieceReader(pair.one).fill, PieceReader(pair.other).fill, progress)
+
+
+def differing_spans(one: Chain, other: Chain) -> Iterator[tuple[int, int]]:
+    """Yield the spans of the disk that two chains do not provably read alike: offset and length, in bytes.
+
+    They are in ascending order and do not touch each other.
+
+    :raise ImageError: as :func:`first_difference`.
+    """
+    start = end = 0
+    for pieces, _, _ in Pair(one, other).unproven():
+        for first, length in zip(pieces.start.tolist(), pieces.length.tolist(), strict=True):
+            if first != end:
+                if end > start:
+                    yield start, end - start
+                start = first
+            end = first + length
+    if end > start:
+        yield start, end - start
+
+
+def difference(pair: Pair, fill_one: Fill, fill_other: Fill, progress: Callable[[int], None] | None) -> int | None:
+    """Return the first offset at which two disks differ, None if there is none; reads only what is not proven.
+
+    :param fill_one: reads parts of the first disk, one after the other, into a buffer of just their length.
+    :param fill_other: of the other one.
+    :param progress: as for :func:`first_difference`.
+    """
+    # The kernel copies fastest to whole pages of ours.
+    buffers = mmap.mmap(-1, _BATCH_BYTES), mmap.mmap(-1, _BATCH_BYTES)
+    ours, theirs = (np.frombuffer(buffer, np.uint8) for buffer in buffers)
+    for one, other, end in pair.unproven():
+        for first, second in _batches(one, other):
+            total = int(first.length.sum())
+            fill_one(memoryview(buffers[0])[:total], first)
+            fill_other(memoryview(buffers[1])[:total], second)
+            at = _first_unequal(ours[:total], theirs[:total])
+            if at is not None:
+                behind = np.cumsum(first.length)
+                row = int(behind.searchsorted(at, side="right"))
+                return int(first.start[row] + first.length[row] - behind[row]) + at
+            if progress is not None:
+                progress(first.end)
         if progress is not None:
-            progress(offset + length)
+            progress(end)
     return None
 
 
-def _read(chain: Chain, offset: int, length: int) -> bytes:
-    there = max(0, min(length, chain.virtual_size - offset))
-    return (chain.read(offset, there) if there else b"").ljust(length, b"\0")
+def _first_unequal(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> int | None:
+    words = len(one) // 8 * 8
+    if np.array_equal(one[:words].view(np.uint64), other[:words].view(np.uint64)) and np.array_equal(
+        one[words:], other[words:]
+    ):
+        return None
+    return int((one != other).argmax())
+
+
+def _batches(one: Pieces, other: Pieces) -> Iterator[tuple[Pieces, Pieces]]:
+    """Cut parts that are alike cut into batches that fit into a buffer."""
+    if not len(one):
+        return
+    times = -(-one.length // _BATCH_BYTES)
+    if int(times.max()) > 1:
+        one, other = _shortened(one, times), _shortened(other, times)
+    behind = np.cumsum(one.length)
+    row = done = 0
+    while row < len(one):
+        end = int(behind.searchsorted(done + _BATCH_BYTES, side="right"))
+        yield one.take(slice(row, end)), other.take(slice(row, end))
+        row, done = end, int(behind[end - 1])
+
+
+def _shortened(pieces: Pieces, times: NDArray[np.int64]) -> Pieces:
+    """Cut each part into so many that none is longer than a buffer."""
+    row = np.repeat(np.arange(len(times)), times)
+    within = (np.arange(len(row)) - np.repeat(np.cumsum(times) - times, times)) * _BATCH_BYTES
+    parts = pieces.take(row)
+    return Pieces(
+        parts.start + within,
+        np.minimum(parts.length - within, _BATCH_BYTES),
+        parts.content,
+        parts.source,
+        parts.offset + np.where(parts.content == Content.PLAIN, within, 0),
+        parts.skip + np.where(parts.content == Content.PACKED, within, 0),
+        parts.stored_bytes,
+    )
+
+
+class PieceReader:
+    """Reads parts of a chain's disk; a compressed cluster that several parts follow each other in, once.
+
+    :param side: the chain.
+    """
+
+    def __init__(self, side: Side) -> None:
+        self._side = side
+        self._unpacked: tuple[int, int, int] | None = None
+        self._cluster = b""
+
+    def fill(self, buffer: memoryview, pieces: Pieces) -> None:
+        """Read parts, one after the other, into a buffer of just their length.
+
+        :raise ImageError: if a file cannot be read or a compressed cluster is damaged.
+        """
+        files = self._side.sources.files
+        at = 0
+        runs = _runs(pieces)
+        columns = (runs.start, runs.length, runs.content, runs.source, runs.offset, runs.skip, runs.stored_bytes)
+        for start, length, content, source, offset, skip, stored in zip(
+            *(column.tolist() for column in columns), strict=True
+        ):
+            part = buffer[at : at + length]
+            at += length
+            if content == Content.PLAIN:
+                count = files[source].file.pread_into(part, offset)
+                if count < length:
+                    part[count:] = bytes(length - count)
+            elif content == Content.ZERO:
+                part[:] = bytes(length)
+            elif content == Content.PACKED:
+                cluster = self._unpack(source, offset, stored)
+                # Neighbours with the same descriptor, should there be any, are one part.
+                part[:] = (cluster * (1 + (skip + length - 1) // len(cluster)))[skip : skip + length]
+            else:
+                there = max(0, min(length, self._side.chain.virtual_size - start))
+                part[:] = self._side.chain.read(start, there).ljust(length, b"\0")
+
+    def _unpack(self, source: int, offset: int, stored_bytes: int) -> bytes:
+        if self._unpacked != (source, offset, stored_bytes):
+            file = self._side.sources.files[source]
+            self._cluster = file.read_compressed(offset - file.base, stored_bytes)
+            self._unpacked = source, offset, stored_bytes
+        return self._cluster
+
+
+def _runs(pieces: Pieces) -> Pieces:
+    """Join parts that follow each other in the buffer and in the file."""
+    before, after = pieces.take(slice(0, -1)), pieces.take(slice(1, None))
+    joined = (
+        (before.content == after.content)
+        & (before.source == after.source)
+        & (
+            (after.content == Content.ZERO)
+            | ((after.content == Content.PLAIN) & (after.offset == before.offset + before.length))
+        )
+    )
+    first = np.concatenate((np.zeros(1, dtype=np.int64), np.flatnonzero(~joined) + 1))
+    runs = pieces.take(first)
+    return Pieces(runs.start, np.add.reduceat(pieces.length, first), *runs.columns()[2:])

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from chainlift.chain.names import parse_name
+from chainlift.chain.opening import probe_format
 from chainlift.errors import ImageError
+from chainlift.qcow2.file import ImageFile
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -43,28 +46,68 @@ def pointed_file(image: Path, pointer: str | None) -> Path | None:
 
 
 def backing_target(image: Path, pointer: str, pointer_format: str | None) -> Target:
-    """Return what a backing file name means for QEMU.
+    """Return what a backing file name means for QEMU, as the options of a node (``bdrv_open_backing_file()``).
 
     :param image: the image whose header has the name, or will have it; a relative name is relative to its directory.
     :param pointer: a path, ``file:`` and a path, or ``json:{...}``.
-    :param pointer_format: as the header names it.
-    :raise ImageError: if the format is not qcow2: ``change-backing-file`` always writes the overlay's own format down
+    :param pointer_format: as the header names it, None where it does not: then it is found by looking.
+    :raise PolicyError: if the name leads to anything but local files.
+    :raise ImageError: if it is no name, or the file cannot be looked at.
+    """
+    reference = parse_name(pointer, named_in=str(image), file_format=pointer_format)
+    if pointer.startswith("json:"):
+        # As it was given: what it overrides stays overridden.
+        options = unflatten(json.loads(pointer[5:]))
+        if isinstance(options.get("filename"), str):
+            options = {"file": options}
+        if pointer_format is not None:
+            options["driver"] = pointer_format
+        return Target(pointer, _read_only(_complete(options)))
+    file = {"driver": _file_driver(reference.path), "filename": reference.path}
+    return Target(pointer, _read_only({"driver": _format(reference.format, reference.path), "file": file}))
+
+
+def require_persistent(image: Path, target: Target) -> None:
+    """Refuse a target that a running QEMU cannot name in the image's header.
+
+    :raise ImageError: if its format is not qcow2: ``change-backing-file`` always writes the overlay's own format down
         as the backing file's (blockdev.c, ``qmp_change_backing_file``), and a raw file would be read as qcow2 from then
         on.
     """
-    if pointer.startswith("json:"):
-        options = unflatten(json.loads(pointer[5:]))
-        pointer_format = pointer_format or str(options.get("driver"))
-    else:
-        path = image.parent / pointer.removeprefix("file:")
-        options = {"driver": pointer_format, "file": {"driver": "file", "filename": str(path)}}
-    if pointer_format != "qcow2":
+    if target.options.get("driver") != "qcow2":
         raise ImageError(
-            f"the backing file to switch to is {pointer_format or 'of a format that its header does not name'}",
+            f"the backing file to switch to is {target.options.get('driver')}",
             path=image,
             hint="a running QEMU can only be switched to qcow2; do it with the image at rest",
         )
-    return Target(pointer, _read_only(options))
+
+
+def _complete(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Name every driver that a ``json:`` name leaves for QEMU to find: ``blockdev-add`` finds none."""
+    found: dict[str, Any] = {
+        key: _complete(value) if isinstance(value, dict) else value for key, value in options.items()
+    }
+    if isinstance(found.get("filename"), str):
+        found.setdefault("driver", _file_driver(found["filename"]))
+    elif isinstance(found.get("file"), dict):
+        found["driver"] = _format(found.get("driver"), found["file"].get("filename"))
+    return found
+
+
+def _file_driver(path: str) -> str:
+    return "host_device" if Path(path).is_block_device() else "file"
+
+
+def _format(said: str | None, path: str | None) -> str:
+    if said in ("file", "host_device"):  # a backing format that means what lies in the file
+        return "raw"
+    if said is not None or path is None:
+        return said or "raw"
+    file = ImageFile(path)
+    try:
+        return probe_format(file.pread(0, 4096))
+    finally:
+        file.close()
 
 
 def _read_only(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -75,7 +75,11 @@ class NbdClient:
 
         :raise QemuError: if the server reports an I/O error or goes away.
         """
-        return self._request(_READ, offset, length)
+        return bytes(self._request(_READ, offset, length))
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        """Read as many bytes as a buffer has; errors as :meth:`read`."""
+        self._request(_READ, offset, len(buffer), into=buffer)
 
     def write(self, offset: int, data: bytes) -> None:
         """Write bytes; errors as :meth:`read`."""
@@ -111,7 +115,9 @@ class NbdClient:
             raise QemuError(f"NBD export {self._export!r} does not tell its size")
         return size
 
-    def _request(self, kind: int, offset: int, length: int, data: bytes = b"") -> bytes:
+    def _request(
+        self, kind: int, offset: int, length: int, data: bytes = b"", *, into: memoryview | None = None
+    ) -> bytearray:
         self._handle += 1
         head = struct.pack(">IHHQQI", _REQUEST, 0, kind, self._handle, offset, length)
         try:
@@ -121,15 +127,23 @@ class NbdClient:
                 raise QemuError(f"NBD export {self._export!r}: an answer that was not asked for")
             if error:
                 raise QemuError(f"NBD export {self._export!r}: {os.strerror(error)} at byte {offset}")
-            return self._receive(length) if kind == _READ else b""
+            if into is not None:
+                self._receive_into(into)
+                return bytearray()
+            return self._receive(length) if kind == _READ else bytearray()
         except (OSError, EOFError) as lost:
             raise QemuError(f"NBD export {self._export!r}: the connection was lost ({lost})") from lost
 
-    def _receive(self, count: int) -> bytes:
-        parts = bytearray()
-        while len(parts) < count:
-            part = self._socket.recv(min(count - len(parts), 1 << 20))
-            if not part:
+    def _receive(self, count: int) -> bytearray:
+        data = bytearray(count)
+        with memoryview(data) as view:
+            self._receive_into(view)
+        return data
+
+    def _receive_into(self, buffer: memoryview) -> None:
+        done = 0
+        while done < len(buffer):
+            count = self._socket.recv_into(buffer[done:])
+            if not count:
                 raise EOFError("the server closed it")
-            parts += part
-        return bytes(parts)
+            done += count

@@ -178,9 +178,14 @@ def test_nodes_that_another_disk_uses_stay_open(make_chain, start_daemon):
     assert len(daemon.nodes()) == 4 + 1 + 2 * 3
 
 
-def test_a_raw_backing_file_is_refused(tmp_path):
-    with pytest.raises(ImageError, match="backing file to switch to is raw"):
-        backing_target(tmp_path / "a.qcow2", "base.raw", "raw")
+def test_a_raw_backing_file_cannot_be_named_in_the_header(make_chain, start_daemon, tmp_path):
+    chain = make_chain(3)
+    (tmp_path / "base.raw").write_bytes(bytes(1 << 20))
+    daemon = start_daemon(chain.active)
+    nodes = daemon.nodes()
+    with open_session(daemon.qmp) as session, pytest.raises(ImageError, match="backing file to switch to is raw"):
+        session.pivot().run(backing_target(chain.active, str(tmp_path / "base.raw"), "raw"))
+    assert daemon.nodes() == nodes
 
 
 def test_too_many_choices_name_every_disk(make_chain, start_daemon, tmp_path):

@@ -181,7 +181,7 @@ class Pair:
             yield *self._without_holes(one.take(rows), other.take(rows)), one.end
 
     def _is_same(self, one: Pieces, other: Pieces) -> NDArray[np.bool_]:
-        same = (one.content == other.content) & (one.content != Content.ODD)
+        same: NDArray[np.bool_] = (one.content == other.content) & (one.content != Content.ODD)
         rows = np.flatnonzero(same & (one.content != Content.ZERO))
         a, b = one.take(rows), other.take(rows)
         packed = a.content == Content.PACKED

@@ -13,7 +13,7 @@ from chainlift.chain.opening import probe_format
 from chainlift.errors import ChainliftError, ImageError
 from chainlift.lift.build.descriptor import backing_name, index_descriptor
 from chainlift.lift.build.workspace import Workspace, lift_directory
-from chainlift.lift.compare.stock import SAMPLE, compare_sample
+from chainlift.lift.compare.stock import compare_stock
 from chainlift.lift.lifting import prepare_index
 from chainlift.lift.live import guard
 from chainlift.lift.live.pivot import State
@@ -101,8 +101,8 @@ def lift_live(
         try:
             target = backing_target(session.image, prepared.manifest.lifted.name, prepared.manifest.lifted.format)
             if qemu is not None:
-                pieces = None if content else SAMPLE
-                compare_sample(qemu, session.image, target, pieces=pieces, progress=progress if content else None)
+                made = prepared.manifest
+                compare_stock(qemu, session.image, made.original, made.lifted, content=content, progress=progress)
             # Building may have taken minutes: what was allowed before must still be.
             session.refresh()
             session.check()

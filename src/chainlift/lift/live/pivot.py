@@ -32,7 +32,7 @@ from chainlift.errors import OperationError, QemuCrashed, QemuError
 from chainlift.lift.live.closing import closing
 from chainlift.lift.live.graph import is_same_file
 from chainlift.lift.live.steps import NODE_PREFIX, PAUSE_S, ActiveNode, Steps, Timings
-from chainlift.lift.target import node_options, pointed_file
+from chainlift.lift.target import node_options, pointed_file, require_persistent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -98,9 +98,12 @@ class Pivot:
         :param name_layers: add each layer of the target's backing chain by itself, bottom first, so that QEMU opens
             one at a time; the nodes then have names and stay until they are deleted by name.
         :param release: close the old chain at the end.
+        :raise ImageError: if the target's name cannot be written into a header by a running QEMU; nothing was touched.
         :raise QemuError: if a step failed; everything is as before.
         :raise QemuCrashed: if QEMU ended; the image on disk is as it was before or after the switch.
         """
+        if persist:
+            require_persistent(self._active.image, target)
         before = self._read_pointer(self._active.image)
         graph = self._steps.read_edges()
         self._old = graph.child(self._active.name, "backing")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from chainlift.errors import QemuError
-from chainlift.lift.compare.stock import compare_sample
+from chainlift.lift.compare.stock import compare_stock
 from chainlift.lift.live.job import StreamJob
 from chainlift.lift.live.lifts import prepare_live_index, refuse_other_chain
 from chainlift.lift.live.pivot import LOCKLESS
@@ -77,7 +77,8 @@ def stream_live(
         try:
             target = backing_target(session.image, prepared.manifest.lifted.name, prepared.manifest.lifted.format)
             if qemu is not None:
-                compare_sample(qemu, session.image, target)
+                made = prepared.manifest
+                compare_stock(qemu, session.image, made.original, made.lifted, content=False)
             session.refresh()
             session.check()
             refuse_other_chain(session)

@@ -13,6 +13,9 @@ long      the same at 1,000 layers, with fewer requests: one takes 30 ms there
 copies    flatten and squash against `qemu-img convert -W -m 16` of the whole chain, with sources in the page cache and
           not in it; convert reads them with direct I/O and (in the cache) also through it, and the faster one counts
           (`convert -B BASE` is no stock squash: it takes the top layer alone and leaves the middle ones out)
+verify    `verify --content` of a chain with 2 GiB of data under an index that copies nothing, an index of few extents
+          and a squash, against `cat` of all layers and of what the lift has copied; and the comparison through stock
+          QEMU before a switch, a sample and all of it (needs a storage daemon)
 reflink   flatten and squash of 6 GiB on an XFS in a file (needs root and mkfs.xfs)
 
 Ratios are of one run. Prints JSON lines as it goes, then each target and what was measured. All parts take some ten
@@ -30,7 +33,8 @@ import shutil
 import statistics
 import subprocess
 import sys
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +42,7 @@ import numpy as np
 from chainlift.host.process import run_tool
 from chainlift.lift.at_rest import DiskAtRest
 from chainlift.lift.build.index import GENTLE_EXTENTS, gentle_budget
+from chainlift.lift.compare.stock import compare_stock
 from chainlift.lift.flatten import flatten_chain
 from chainlift.lift.verbs import index, restore, squash
 from chainlift.qcow2.writer import write_image
@@ -45,7 +50,7 @@ from chainlift.qemu.binary import find_qemu
 from chainlift.study.host_read import Pattern, host_read
 
 CLUSTER = 65536
-PARTS = ("index", "reads", "long", "copies", "reflink")
+PARTS = ("index", "reads", "long", "copies", "verify", "reflink")
 CHAINLIFT = [sys.executable, "-m", "chainlift"]
 MOST = ["-W", "-m", "16", "-t", "none"]
 
@@ -58,12 +63,17 @@ class Scale:
     long: int = 1000
     size: int = 20 << 30
     data: int = 6 << 30
+    #: In the base of the chain that is verified: with its layers there are 2 GiB.
+    verified: int = 600 << 20
     requests: int = 40_000
     sequential: int = 1 << 30
     long_requests: int = 1000
 
 
-QUICK = Scale(length=80, long=100, size=1 << 30, data=64 << 20, requests=2000, sequential=64 << 20, long_requests=300)
+QUICK = Scale(
+    length=80, long=100, size=1 << 30, data=64 << 20, verified=32 << 20, requests=2000, sequential=64 << 20,
+    long_requests=300,
+)  # fmt: skip
 
 
 def build(directory: Path, length: int, scale: Scale) -> None:
@@ -283,6 +293,45 @@ def measure_copies(bench: Bench, directory: Path) -> None:
                 bench.target(text, stock / walls[what], 2 if length else 1, at_least=True)
 
 
+def measure_verify(bench: Bench, directory: Path) -> None:
+    scale = replace(bench.scale, data=bench.scale.verified)
+    build(directory, scale.length, scale)
+    image, sources = active(directory, scale.length, scale.size), layers(directory, scale.length)
+    qemu = find_qemu(bench.qemu.label, need=["img", "storage-daemon"])
+    # As a live index chooses: at most 1 GiB is copied to have few extents.
+    lifts = {
+        "index": lambda: lift_index(image, bench.qemu),
+        "index of few": lambda: lift_index(image, bench.qemu, copy_budget_bytes=1 << 30),
+        "squash": lambda: lift_squash(image, bench.qemu)[0],
+    }
+    for on, lift in lifts.items():
+        manifest = lift()
+        copied = [Path(file.path) for file in manifest.files]
+        warm([*sources, *copied])
+        for what, argv in {
+            "cat": ["sh", "-c", 'exec cat -- "$@" >/dev/null', "sh", *map(str, [*sources, *copied])],
+            "cat of what was copied": ["sh", "-c", 'exec cat -- "$@" >/dev/null', "sh", *map(str, copied)],
+            "verify": [*CHAINLIFT, "verify", str(image)],
+            "verify --content": [*CHAINLIFT, "verify", "--content", str(image)],
+        }.items():
+            rows = [bench.command(f"{what} (run)", on, argv) for _ in range(bench.repeat)]
+            bench.median(what, on, rows)
+        for what in ("sample", "content"):
+            began = time.monotonic()
+            done = compare_stock(qemu, image, manifest.original, manifest.lifted, content=what == "content")
+            row = {"wall_s": time.monotonic() - began, "pieces": done.pieces, "content_bytes": done.content_bytes}
+            bench.keep(f"stock QEMU, {what}", on, row)
+        whole, copy = bench.rows["verify --content", on], bench.rows["cat of what was copied", on]
+        bench.keep("verify --content without verify", on, {
+            "wall_s": whole["wall_s"] - bench.rows["verify", on]["wall_s"],
+            "cpu_s": whole["cpu_s"] - bench.rows["verify", on]["cpu_s"],
+            "copied_bytes": manifest.copied_bytes, "cat_of_both_sides_cpu_s": 2 * copy["cpu_s"],
+        })  # fmt: skip
+        text = f"verify --content of {on}, {scale.length} layers"
+        bench.target(text, whole["wall_s"], 3, at_least=False, unit=" s")
+        restore_lift(image, bench.qemu, clean=True)
+
+
 def measure_reflinks(bench: Bench, directory: Path) -> None:
     scale = bench.scale
     disk, place = directory / "xfs", directory / "mount"
@@ -324,9 +373,9 @@ def main() -> None:
     scale = QUICK if options.quick else Scale()
     bench = Bench(options, scale)
     directory.mkdir(parents=True)
+    chains = directory / "chains"
     try:
         if {"index", "reads", "long", "copies"} & set(parts):
-            chains = directory / "chains"
             chains.mkdir()
             build(chains, scale.long if {"index", "long"} & set(parts) else scale.length, scale)
             if "index" in parts:
@@ -338,6 +387,10 @@ def main() -> None:
                 measure_long(bench, chains)
             if "copies" in parts:
                 measure_copies(bench, chains)
+            shutil.rmtree(chains)
+        if "verify" in parts:
+            chains.mkdir()
+            measure_verify(bench, chains)
             shutil.rmtree(chains)
         if "reflink" in parts:
             measure_reflinks(bench, directory)

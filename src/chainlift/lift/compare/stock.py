@@ -9,6 +9,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+import numpy as np
+
 from chainlift.errors import AnswerIsNo, ImageError, QemuCrashed, QemuError
 from chainlift.lift.compare.content import PieceReader, difference
 from chainlift.lift.compare.daemon import ReadingDaemon
@@ -17,7 +19,7 @@ from chainlift.lift.compare.spans import Pair
 from chainlift.lift.record.pointer import open_pointer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     from chainlift.chain import Chain
@@ -143,19 +145,19 @@ def _compare_content(image: Path, pair: Pair, client: NbdClient | None, progress
 
 def _filling(client: NbdClient) -> Callable[[memoryview, Pieces], None]:
     def fill(buffer: memoryview, pieces: Pieces) -> None:
-        at, place = 0, 0
-        starts, lengths = pieces.start.tolist(), pieces.length.tolist()
-        while place < len(starts):
-            # Parts that follow each other on the disk are one request.
-            start, end = starts[place], starts[place] + lengths[place]
-            place += 1
-            while place < len(starts) and starts[place] == end:
-                end += lengths[place]
-                place += 1
-            client.read_into(buffer[at : at + end - start], start)
-            at += end - start
+        client.read_into(_requests(buffer, pieces))
 
     return fill
+
+
+def _requests(buffer: memoryview, pieces: Pieces) -> Iterator[tuple[memoryview, int]]:
+    """Yield where to read what: parts that follow each other on the disk are one request."""
+    end = pieces.start + pieces.length
+    first = np.flatnonzero(np.append(True, pieces.start[1:] != end[:-1]))
+    at = 0
+    for start, length in zip(pieces.start[first].tolist(), np.add.reduceat(pieces.length, first).tolist(), strict=True):
+        yield buffer[at : at + length], start
+        at += length
 
 
 def _by_ourselves(chain: Chain) -> Callable[[int, int], bytes]:

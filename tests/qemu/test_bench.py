@@ -29,20 +29,25 @@ def bytes_read(pid):
 
 
 def test_nothing_is_read_before_it_is_let_go(image):
-    with reading(find_qemu("host"), image, (1 << 20, 1 << 20), requests=64) as work:
-        opened = bytes_read(work.process.pid)
-        time.sleep(0.2)
-        assert bytes_read(work.process.pid) == opened < 1 << 20
-        assert work.said() == ""
-        work.go()
-        assert work.until_done()
-        assert bytes_read(work.process.pid) - opened >= 64 << 20
-        assert work.said().startswith("Sending 64 read requests, 1048576 bytes each, 1 in parallel")
-        assert "completed" not in work.said()
-        assert work.process.running
-        work.go()
-        assert work.process.wait(60).returncode == 0
-        assert "Run completed in" in work.said()
+    # On a busy machine what is soon done may be done before anybody is there to hold it again.
+    for requests in (64, 1024, 16384):
+        with reading(find_qemu("host"), image, (1 << 20, 1 << 20), requests=requests) as work:
+            opened = bytes_read(work.process.pid)
+            time.sleep(0.2)
+            assert bytes_read(work.process.pid) == opened < 1 << 20
+            assert work.said() == ""
+            work.go()
+            if not work.until_done():
+                continue
+            assert bytes_read(work.process.pid) - opened >= requests << 20
+            assert work.said().startswith(f"Sending {requests} read requests, 1048576 bytes each, 1 in parallel")
+            assert "completed" not in work.said()
+            assert work.process.running
+            work.go()
+            assert work.process.wait(60).returncode == 0
+            assert "Run completed in" in work.said()
+            return
+    pytest.fail("it was never held again")
 
 
 def test_leaving_ends_what_is_held(image):

@@ -1,22 +1,29 @@
 """chainlift killed before and after commands that change QEMU, and QEMU killed at the same places."""
 
+from tests.support.lifts import live_index, live_restore
 import os
 import shutil
 import signal
 import sys
 import time
+import traceback
 from contextlib import suppress
 
 import pytest
 from tests.support.daemon import read_all
-from tests.support.lifts import live_index, live_restore
 from tests.support.owned_chain import everything
 
 from chainlift.errors import ChainliftError, ImageError, InputError
 from chainlift.lift.live import closing
 from chainlift.lift.live.session import open_session
+from chainlift.lift.disk import Change
+from chainlift.lift.live import closing
+from chainlift.lift.live.disk import RunningDisk
+from chainlift.lift.live.session import open_session, read_pointer
 from chainlift.lift.live.stream import stream_live
+from chainlift.lift.record.manifest import Pointer
 from chainlift.qemu import monitor as qmp
+from chainlift.qemu.binary import find_qemu
 from chainlift.qemu.monitor import Monitor
 
 pytestmark = pytest.mark.integration
@@ -37,10 +44,36 @@ def run(verb, daemon) -> None:
         if verb == "stream":
             stream_live(session, qemu=None)
             return
+        if verb.startswith("middle"):
+            take_out_of_the_middle(session)
+            return
         # As through libvirt: the image's header goes on naming the chain.
         session.is_libvirts = verb == "index of libvirt's"
         result = live_restore(session, clean=True) if verb == "restore" else live_index(session, qemu=None)
     assert result.left == []
+
+
+def lift_and_snapshot(verb, chain, daemon) -> None:
+    """Lift the disk and take two snapshots over it, so that the lift is in the middle of the chain."""
+    prepare = prepare_squash if verb == "middle of a squash" else prepare_index
+    with open_session(daemon.qmp) as session:
+        lift_live(session, prepare(session.image), qemu=None)
+    node = "disk0"
+    for name in ("first", "second"):
+        overlay = str(chain.directory / f"{name}.qcow2")
+        snapshot = {"node-name": node, "snapshot-file": overlay, "snapshot-node-name": name, "format": "qcow2"}
+        daemon.monitor.execute("blockdev-snapshot-sync", snapshot)
+        node = name
+
+
+def take_out_of_the_middle(session) -> None:
+    disk = RunningDisk(session, find_qemu())
+    disk.check()
+    (stands,) = [stands for stands in disk.standing() if stands.image.name == "active.qcow2"]
+    if stands.pointer.name == "layer0005.qcow2":
+        raise ImageError("is not lifted")
+    disk.switch([Change(stands.image, stands.pointer, Pointer("layer0005.qcow2", "qcow2"))])
+    assert disk.left == []
 
 
 def run_again(verb, daemon) -> None:
@@ -71,10 +104,11 @@ class Counter:
             here = command in CHANGING and self.count == self.which
             if here and self.when == "before":
                 os.kill(self.victim, signal.SIGKILL)
-            result = self.plain(monitor, command, arguments, **more)
-            if here and self.when == "after":
-                os.kill(self.victim, signal.SIGKILL)
-            return result
+            try:
+                return self.plain(monitor, command, arguments, **more)
+            finally:  # some are tried only, and refused
+                if here and self.when == "after":
+                    os.kill(self.victim, signal.SIGKILL)
 
         Monitor.execute = execute
         return self
@@ -90,6 +124,8 @@ def run_and_die(verb, daemon, when, which) -> None:
             qmp._running_loop = None  # its thread is not in this process
             with Counter(when, which, os.getpid()):
                 run(verb, daemon)
+        except BaseException:  # noqa: BLE001
+            traceback.print_exc()  # nobody else tells
         finally:
             os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
@@ -176,6 +212,47 @@ def killed_on_new_chains(
             return killed
 
 
+def killed_in_the_middle(
+    make_chain, start_daemon, same_bytes, *, verb: str, qemu: str, every: bool, victim: str = "chainlift"
+) -> int:
+    """Kill somebody while a header in the middle of the chain and the graph are changed, one after the other."""
+    count = killed = 0
+    left = [(when, which) for which in (5, 6, 7, 8) for when in ("before", "after")]
+    while True:
+        chain = make_chain(6, virtual_size=8 << 20)
+        top = chain.directory / "second.qcow2"
+        daemon = start_daemon(chain.active, qemu=qemu)
+        lift_and_snapshot(verb, chain, daemon)
+        if not count:
+            count = count_commands(verb, daemon)
+            left = points(count, every) if every else left
+        else:
+            when, which = left.pop(0)
+            if victim == "chainlift":
+                run_and_die(verb, daemon, when, which)
+            else:
+                with suppress(ChainliftError), Counter(when, which, daemon.process.pid):
+                    run(verb, daemon)
+                daemon.process.wait(10)
+            killed += 1
+            same_bytes(top, chain.files[-2])
+            if victim == "QEMU":
+                daemon = start_daemon(top, qemu=qemu)
+            with daemon.client() as client:
+                assert read_all(client) == everything(chain)
+            run_again(verb, daemon)
+        with daemon.client() as client:
+            assert read_all(client) == everything(chain)
+        same_bytes(top, chain.files[-2])
+        assert len(daemon.nodes()) == 2 * (3 + 6)
+        headers = {read_pointer(path) for path in (top, chain.directory / "first.qcow2", chain.active)}
+        assert headers == {str(chain.directory / "first.qcow2"), str(chain.active), "layer0005.qcow2"}
+        daemon.process.kill()
+        shutil.rmtree(chain.directory)
+        if not left:
+            return killed
+
+
 def qemu_killed(make_chain, start_daemon, same_bytes, *, qemu: str, every: bool) -> int:
     chain = make_chain(6, virtual_size=8 << 20)
     daemon = start_daemon(chain.active, qemu=qemu)
@@ -218,6 +295,28 @@ def test_qemu_killed_leaves_an_image_that_reads_the_same(make_chain, start_daemo
 def test_chainlift_killed_while_the_header_names_the_old_chain(make_chain, start_daemon, same_bytes, verb):
     killed = killed_on_new_chains(make_chain, start_daemon, same_bytes, verb=verb, qemu="host", every=False)
     assert killed == 6
+
+
+@pytest.mark.parametrize("verb", ["middle of an index", "middle of a squash"])
+@pytest.mark.parametrize("victim", ["chainlift", "QEMU"])
+def test_killed_while_a_pointer_in_the_middle_is_switched(make_chain, start_daemon, same_bytes, verb, victim):
+    killed = killed_in_the_middle(
+        make_chain, start_daemon, same_bytes, verb=verb, qemu="host", every=False, victim=victim
+    )
+    assert killed == 8
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("qemu", ["host", "debian:trixie", "debian:trixie-backports"])
+@pytest.mark.parametrize("verb", ["middle of an index", "middle of a squash"])
+@pytest.mark.parametrize("victim", ["chainlift", "QEMU"])
+def test_killed_at_every_command_while_a_pointer_in_the_middle_is_switched(
+    make_chain, start_daemon, same_bytes, verb, qemu, victim
+):
+    killed = killed_in_the_middle(make_chain, start_daemon, same_bytes, verb=verb, qemu=qemu, every=True, victim=victim)
+    sys.stdout.write(f"{qemu}, {verb}: {victim} was killed at {killed} points\n")
+    assert killed > 20
 
 
 @pytest.mark.long

@@ -5,6 +5,8 @@ from tests.support.daemon import read_all
 from tests.support.owned_chain import everything
 
 from chainlift.errors import InputError, QemuError
+from chainlift.errors import InputError, QemuCrashed, QemuError, UnknownStateError
+from chainlift.lift.live.graph import read_graph
 from chainlift.lift.live.session import open_session, read_pointer
 from chainlift.lift.live.stream import stream_live
 from chainlift.qemu.binary import find_qemu
@@ -65,12 +67,24 @@ def test_a_job_that_is_cancelled_leaves_the_disk_on_its_chain(make_chain, start_
     assert read_pointer(chain.active) == pointer
     assert len(daemon.nodes()) == 26
     assert not (chain.directory / "active.qcow2.lift").exists()
+    assert read_graph(daemon.monitor).nodes["disk0"].filename == str(chain.active)  # what a snapshot would name
     same_bytes(chain.active, chain.files[-2])
     with daemon.client() as client:
         assert read_all(client) == everything(chain)
 
 
 @pytest.mark.qemu(since=(9, 0))
+def test_a_qemu_that_ends_in_the_middle_leaves_what_is_not_known(make_chain, start_daemon, same_bytes):
+    chain = make_chain(12)
+    daemon = start_daemon(chain.active)
+    pointer = read_pointer(chain.active)
+    with open_session(daemon.qmp) as session, pytest.raises(UnknownStateError, match=r"connection was lost.*chain"):
+        stream_live(session, qemu=None, rate_bytes_per_s=1 << 16, progress=lambda *_: daemon.process.kill())
+    assert read_pointer(chain.active) == pointer
+    same_bytes(chain.active, chain.files[-2])
+
+
+@pytest.mark.parametrize("qemu", ["debian:trixie", "debian:trixie-backports"])
 def test_where_an_export_in_an_iothread_would_end_qemu_a_stream_is_refused(make_chain, start_daemon, qemu):
     chain = make_chain(4)
     iothread = ("--object", "iothread,id=io0")

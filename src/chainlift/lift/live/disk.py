@@ -155,6 +155,8 @@ def has_switched(session: LiveSession, changes: Sequence[Change]) -> bool:
     try:
         if any(_names_new(change) for change in changes):
             return True
+        if session.peer.is_gone:
+            return False
         session.refresh()
         graph = session.graph
         for name, below in pairwise(graph.backing_chain(session.disk.node)):

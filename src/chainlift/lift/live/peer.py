@@ -52,6 +52,11 @@ class Peer:
     #: Its working directory; the current one's where we may not look.
     directory: Path = field(default=Path())
 
+    @property
+    def is_gone(self) -> bool:
+        """Whether the process has ended; False where it could never be seen."""
+        return self.pid is not None and not Path(f"/proc/{self.pid}").exists()
+
     def has_open(self, path: Path) -> bool | None:
         """Whether it has the file of this name open now; None if that cannot be told."""
         if self.open_files is None:

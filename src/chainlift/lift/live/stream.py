@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from chainlift.errors import QemuError
-from chainlift.lift.live.disk import RunningDisk, refuse_other_chain
+from chainlift.errors import ChainliftError, QemuError, UnknownStateError
+from chainlift.lift.live.disk import RunningDisk, has_switched, refuse_other_chain
 from chainlift.lift.live.job import StreamJob
 from chainlift.lift.live.pivot import LOCKLESS
 from chainlift.lift.live.steps import Timings
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from chainlift.lift.live.session import LiveSession
+    from chainlift.lift.record.source import Source
     from chainlift.qemu.binary import Qemu
 
 
@@ -65,6 +66,7 @@ def stream_live(
     :param progress: called with the bytes that QEMU says are done, and all of them.
     :raise InputError: if the disk must not be switched.
     :raise QemuError: if a step or the job failed; the disk is where it was.
+    :raise UnknownStateError: if it could not be put back there.
     """
     began = time.monotonic()
     session.check_stream()
@@ -101,16 +103,35 @@ def stream_live(
                 deque(releasing, maxlen=0)
             try:
                 done, job_s = _stream(session, rate_bytes_per_s, progress, releasing)
-            except QemuError:
-                deque(releasing, maxlen=0)
-                session.refresh()
-                session.pivot().run(backing_target(session.image, source.current.name, source.current.format))
+            except QemuError as error:
+                _go_back(session, source, releasing, error)
                 raise
             _tidy(session)
         finally:
-            # The header never named the index: whatever happened, its files are of no use to the next open.
-            prepared.discard()
+            # The header never named the index: nobody needs its files but a QEMU that may still have them open.
+            if not has_switched(session, [prepared.change]):
+                prepared.discard()
     return StreamResult(done, job_s, time.monotonic() - began, pivot.timings)
+
+
+def _go_back(session: LiveSession, source: Source, releasing: Iterator[None], cause: QemuError) -> None:
+    """Put the disk back on the chain that its header has named all the while.
+
+    :raise UnknownStateError: if that does not work.
+    """
+    try:
+        deque(releasing, maxlen=0)
+        session.refresh()
+        target = backing_target(session.image, source.current.name, source.current.format)
+        # Not written again: QEMU would then take the name for another one, see chainlift.lift.live.naming.
+        session.pivot().run(target, persist=False)
+    except (ChainliftError, OSError) as error:
+        raise UnknownStateError(
+            f"{cause}; the disk could not be put back on its chain ({error})",
+            path=session.image,
+            hint="if QEMU still runs, it may read through the index in the image's .lift directory: delete nothing and "
+            "run the command again; if it has ended, the image is what its header says",
+        ) from cause
 
 
 def _tidy(session: LiveSession) -> None:

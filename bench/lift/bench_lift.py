@@ -300,9 +300,9 @@ def measure_verify(bench: Bench, directory: Path) -> None:
     qemu = find_qemu(bench.qemu.label, need=["img", "storage-daemon"])
     # As a live index chooses: at most 1 GiB is copied to have few extents.
     lifts = {
-        "index": lambda: lift_index(image, bench.qemu),
-        "index of few": lambda: lift_index(image, bench.qemu, copy_budget_bytes=1 << 30),
-        "squash": lambda: lift_squash(image, bench.qemu)[0],
+        "index": lambda: index(DiskAtRest(image, bench.qemu)).manifest,
+        "index of few": lambda: index(DiskAtRest(image, bench.qemu), copy_budget_bytes=1 << 30).manifest,
+        "squash": lambda: squash(DiskAtRest(image, bench.qemu)).manifest,
     }
     for on, lift in lifts.items():
         manifest = lift()
@@ -329,7 +329,7 @@ def measure_verify(bench: Bench, directory: Path) -> None:
         })  # fmt: skip
         text = f"verify --content of {on}, {scale.length} layers"
         bench.target(text, whole["wall_s"], 3, at_least=False, unit=" s")
-        restore_lift(image, bench.qemu, clean=True)
+        restore(DiskAtRest(image, bench.qemu), clean=True)
 
 
 def measure_reflinks(bench: Bench, directory: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from chainlift.lift.build.workspace import remove_files
 from chainlift.lift.neighbours.neighbourhood import Neighbourhood
 from chainlift.lift.record.identity import identify
 from chainlift.lift.record.lifts import find_lift
+from chainlift.lift.record.manifest import SUFFIX
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,26 +55,17 @@ def _sort_out(image: Path, manifest: Manifest, replaced: Sequence[Layer], search
     layers = [_real(layer.identity) for layer in replaced]
     data_files = {_real(layer.identity): _real(layer.data_file) for layer in replaced if layer.data_file}
     neighbourhood = Neighbourhood(image, search=search)
-    # The squash's own record names the layers; what goes with them does not keep them.
-    record = Path(manifest.files[-1].path).with_suffix(".json")
-    ours = [*layers, *data_files.values(), record]
-    kept: dict[Path, str] = {}
-    for layer in layers:
-        files = [layer, *([data_files[layer]] if layer in data_files else [])]
-        why = next((why for file in files if (why := neighbourhood.why_keep(file, ours=ours)) is not None), None)
-        if why is None and not all(neighbourhood.covers(file) for file in files):
-            why = "it lies outside the directories that were searched"
-        if why is not None:
-            kept[layer] = why
-    # What a kept layer stands on stays with it: the layers are in order, the top one first.
-    for above, layer in itertools.pairwise(layers):
-        if above in kept and layer not in kept:
-            kept[layer] = f"{above} stands on it and is kept"
+    # The squash's own record names the layers for the way back, which goes with them.
+    record = Path(manifest.files[-1].path).with_suffix(SUFFIX)
+    kept = neighbourhood.sort_out([*layers, *data_files.values()], ours=[record])
+    for layer, data_file in data_files.items():
+        if data_file in kept:
+            kept.setdefault(layer, f"its data file is kept: {kept[data_file]}")
     deletable = [layer for layer in layers if layer not in kept]
     return Deletion(
         deletable=deletable,
         data_files=[data_files[layer] for layer in deletable if layer in data_files],
-        kept=[Kept(str(layer), why) for layer, why in kept.items()],
+        kept=[Kept(str(layer), kept[layer]) for layer in layers if layer in kept],
         searched=neighbourhood.searched,
     )
 

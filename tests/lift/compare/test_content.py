@@ -1,6 +1,5 @@
 """What need not be read is not, and what differs is found, at its very byte."""
 
-from tests.support.lifts import lift_index, lift_squash
 import itertools
 import os
 import random
@@ -12,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.support.chains import make_chain
+from tests.support.lifts import lift_index, lift_squash
 
 from chainlift.chain import open_chain
 from chainlift.chain.linear import Extent

@@ -1,6 +1,5 @@
 """Through stock QEMU: what a pointer leads to opens and reads like what it replaces, or nothing is switched."""
 
-from tests.support.lifts import lift_index, lift_squash
 import json
 import os
 import shutil
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from tests.support.chains import make_chain
+from tests.support.lifts import lift_index, lift_squash
 
 from chainlift.chain import open_chain
 from chainlift.errors import AnswerIsNo, ImageError, PolicyError, QemuCrashed, QemuError

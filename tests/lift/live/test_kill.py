@@ -1,6 +1,5 @@
 """chainlift killed before and after commands that change QEMU, and QEMU killed at the same places."""
 
-from tests.support.lifts import live_index, live_restore
 import os
 import shutil
 import signal
@@ -11,11 +10,10 @@ from contextlib import suppress
 
 import pytest
 from tests.support.daemon import read_all
+from tests.support.lifts import live_index, live_restore, live_squash
 from tests.support.owned_chain import everything
 
 from chainlift.errors import ChainliftError, ImageError, InputError
-from chainlift.lift.live import closing
-from chainlift.lift.live.session import open_session
 from chainlift.lift.disk import Change
 from chainlift.lift.live import closing
 from chainlift.lift.live.disk import RunningDisk
@@ -55,9 +53,9 @@ def run(verb, daemon) -> None:
 
 def lift_and_snapshot(verb, chain, daemon) -> None:
     """Lift the disk and take two snapshots over it, so that the lift is in the middle of the chain."""
-    prepare = prepare_squash if verb == "middle of a squash" else prepare_index
+    lift = live_squash if verb == "middle of a squash" else live_index
     with open_session(daemon.qmp) as session:
-        lift_live(session, prepare(session.image), qemu=None)
+        lift(session)
     node = "disk0"
     for name in ("first", "second"):
         overlay = str(chain.directory / f"{name}.qcow2")

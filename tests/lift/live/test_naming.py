@@ -8,10 +8,10 @@ import pytest
 from tests.support.lifts import live_index, live_restore, live_squash
 
 from chainlift.chain.names import Reference
-from chainlift.lift.record.pointer import index_descriptor
 from chainlift.lift.live.graph import read_graph
 from chainlift.lift.live.naming import open_options, qemu_name
 from chainlift.lift.live.session import open_session, read_pointer
+from chainlift.lift.record.pointer import index_descriptor
 
 pytestmark = pytest.mark.integration
 

@@ -4,8 +4,7 @@ import pytest
 from tests.support.daemon import read_all
 from tests.support.owned_chain import everything
 
-from chainlift.errors import InputError, QemuError
-from chainlift.errors import InputError, QemuCrashed, QemuError, UnknownStateError
+from chainlift.errors import InputError, QemuError, UnknownStateError
 from chainlift.lift.live.graph import read_graph
 from chainlift.lift.live.session import open_session, read_pointer
 from chainlift.lift.live.stream import stream_live

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING
 from chainlift.errors import ChainliftError, ImageError, OperationError, UnknownStateError
 from chainlift.lift.compare.stock import compare_stock
 from chainlift.lift.disk import Change, Standing
+from chainlift.lift.neighbours.libvirt import Definitions
 from chainlift.lift.neighbours.locks import refuse_if_open
+from chainlift.lift.neighbours.managers import manager_of
 from chainlift.lift.record.identity import absolute_name
-from chainlift.lift.record.pointer import read_pointer
+from chainlift.lift.record.pointer import led_to, read_pointer
 from chainlift.qemu.process import run_tool
 
 if TYPE_CHECKING:
@@ -37,6 +39,8 @@ class DiskAtRest:
         self._image = Path(absolute_name(os.fspath(image)))
         self._qemu = qemu
         self._force = force
+        #: Whether managers were asked already: they answer once for a verb.
+        self._is_checked = False
 
     @property
     def image(self) -> Path:
@@ -58,9 +62,12 @@ class DiskAtRest:
         """Names are relative where the image and its layers may be moved together."""
         return False
 
-    def check(self) -> None:
-        """Refuse an image that a QEMU has open, or that cannot be written to."""
+    def check(self, *, for_index: bool = False) -> None:
+        """Refuse an image that a QEMU has open, that cannot be written to, or whose chain somebody else keeps."""
         _require_free(self._image)
+        if not self._force and not self._is_checked:
+            _refuse_managed(self._image, for_index=for_index)
+            self._is_checked = True
 
     def standing(self) -> list[Standing]:
         """Return what the header names; the headers below are as good for everybody."""
@@ -105,6 +112,40 @@ class DiskAtRest:
                     path=change.owner,
                     hint=f"it reads the same bytes if its header names {change.old.name!r} or {change.new.name!r}",
                 ) from cause
+
+
+def _refuse_managed(image: Path, *, for_index: bool) -> None:
+    """Refuse an image of which somebody keeps a record that a change of its header does not reach.
+
+    libvirt starts a domain on the chain that its definition names in ``<backingStore>``, whatever the headers say; it
+    follows the headers where the definition has none, and starts on no index.
+
+    :raise ImageError: naming the manager or the domain.
+    """
+    manager = manager_of(image)
+    if manager is not None:
+        raise ImageError(str(manager), path=image, hint=f"{manager.advice}; --force lifts it all the same")
+    definitions = Definitions.read()
+    if not definitions.is_there:
+        return
+    below = led_to(image, pointer) if (pointer := read_pointer(image)[1]) is not None else None
+    for naming in () if below is None else definitions.namings(below):
+        if naming.element == "<backingStore>" and naming.part is None:
+            raise ImageError(
+                f"the libvirt domain {naming.domain} has what it stands on in its definition (<backingStore>), and starts "
+                "on that",
+                path=image,
+                hint="lift it under the running domain (--libvirt), or with --force, and correct it with virsh edit",
+            )
+    for disk in definitions.domains_of(image) if for_index else ():
+        raise ImageError(
+            f"is the disk {disk.target} of the libvirt domain {disk.domain}, which does not start on an index",
+            path=image,
+            hint="squash it instead, or go on with --force and restore it before the domain is started",
+        )
+    if definitions.problem is not None:
+        hint = "see to libvirt, or go on with --force"
+        raise ImageError(f"a libvirt domain may name it: {definitions.problem}", path=image, hint=hint)
 
 
 def _require_free(image: Path) -> None:

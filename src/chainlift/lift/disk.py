@@ -66,9 +66,10 @@ class Disk(Protocol):
     def needs_absolute_names(self) -> bool:
         """Whether later overlays get plain names only where the new pointer is absolute."""
 
-    def check(self) -> None:
+    def check(self, *, for_index: bool = False) -> None:
         """Refuse a disk that must not be switched now.
 
+        :param for_index: whether it is to be switched to an index, on which not everybody starts.
         :raise InputError: with the reason; nothing was touched.
         """
 

@@ -86,7 +86,7 @@ def index(
     :raise OperationError: if something failed; everything is as before.
     :raise UnknownStateError: if it is not known what is left.
     """
-    disk.check()
+    disk.check(for_index=True)
     if copy_budget_bytes is None:
         most_extents = disk.most_extents if most_extents is None else most_extents
         copy_budget_bytes = 0 if most_extents is None else GENTLE_COPY_BYTES
@@ -218,7 +218,7 @@ def _in_use(
         changes = [prepared.change]
         disk.compare(changes, content=content, progress=progress)
         # Building may have taken minutes: what was allowed before must still be.
-        disk.check()
+        disk.check(for_index=prepared.manifest.kind == "index")
         prepared.mark_used()
         try:
             disk.switch(changes)

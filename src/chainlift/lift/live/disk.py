@@ -61,7 +61,7 @@ class RunningDisk:
         """QEMU opens a backing file by an absolute name here, and takes it for overridden under any other."""
         return True
 
-    def check(self) -> None:
+    def check(self, *, for_index: bool = False) -> None:  # noqa: ARG002 - a running QEMU reads any
         """Refuse a disk that must not be switched now; QEMU is asked again.
 
         :raise InputError: with the reason; nothing was touched.

@@ -132,8 +132,8 @@ def _refuse_managed(image: Path, *, for_index: bool) -> None:
     for naming in () if below is None else definitions.namings(below):
         if naming.element == "<backingStore>" and naming.part is None:
             raise ImageError(
-                f"the libvirt domain {naming.domain} has what it stands on in its definition (<backingStore>), and starts "
-                "on that",
+                f"the libvirt domain {naming.domain} has what it stands on in its definition (<backingStore>), and "
+                "starts on that",
                 path=image,
                 hint="lift it under the running domain (--libvirt), or with --force, and correct it with virsh edit",
             )

@@ -75,6 +75,11 @@ def test_layers_that_nobody_else_needs_may_go(chain):
     assert found.searched == f"searched {disk.parent} (4 files), the open files of all processes"
 
 
+def test_what_was_searched_says_that_there_is_no_libvirt(chain, monkeypatch, tmp_path):
+    monkeypatch.setenv("LIBVIRT_DEFAULT_URI", f"qemu+unix:///session?socket={tmp_path / 'nowhere'}")
+    assert Neighbourhood(chain[-1]).searched.endswith("the open files of all processes; no libvirt answers here")
+
+
 def test_a_clone_elsewhere_keeps_its_layers_while_it_runs_or_where_it_is_searched(chain, tmp_path):
     _, one, two, disk = chain
     clone = clone_of(one, tmp_path / "clones")

@@ -152,7 +152,8 @@ class Neighbourhood:
             parts.append("the open files of all processes of this container")
         else:
             parts.append("the open files of all processes")
-        return "searched " + ", ".join(parts)
+        nobody = "; no libvirt answers here" if self._asks_libvirt and not definitions.is_there else ""
+        return "searched " + ", ".join(parts) + nobody
 
 
 class _Ours:

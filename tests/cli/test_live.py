@@ -48,7 +48,8 @@ def test_a_running_disk_is_indexed_and_restored_by_two_commands(running):
     assert done.returncode == 0, done.stderr
     assert "an index of 4 extents over 3 layers" in done.stdout
     assert "switched under the running QEMU in" in done.stdout
-    assert done.stderr == ""
+    # On a busy machine a command may take long enough to be warned of.
+    assert [line for line in done.stderr.splitlines() if "main loop serves stood still" not in line] == []
     done = chainlift("restore", "--qmp", socket, "--device", "exp0", "--clean")
     assert done.returncode == 0, done.stderr
     assert "stands on layer2.qcow2 again" in done.stdout

@@ -16,13 +16,15 @@ from chainlift.lift.compare.stock import compare_sample
 from chainlift.lift.disk import Change
 from chainlift.lift.live.disk import has_switched, refuse_other_chain
 from chainlift.lift.live.job import StreamJob
+from chainlift.lift.live.layers import refer
 from chainlift.lift.live.lifts import prepare_live_index
+from chainlift.lift.live.naming import open_options
 from chainlift.lift.live.pivot import LOCKLESS
 from chainlift.lift.live.session import read_pointer
 from chainlift.lift.live.steps import Timings
 from chainlift.lift.record.source import find_source
 from chainlift.lift.restore import refuse_if_used
-from chainlift.lift.target import backing_target
+from chainlift.lift.target import Target, backing_target
 from chainlift.lift.tidy import remove_needless
 
 if TYPE_CHECKING:
@@ -113,7 +115,7 @@ def _go_back(session: LiveSession, source: Source, releasing: Iterator[None], ca
     try:
         deque(releasing, maxlen=0)
         session.refresh()
-        target = backing_target(session.image, source.current.name, source.current.format)
+        target = Target(source.current.name, open_options(refer(session.image, source.current)))
         # Not written again: QEMU would then take the name for another one, see chainlift.lift.live.naming.
         session.pivot().run(target, persist=False)
     except (ChainliftError, OSError) as error:

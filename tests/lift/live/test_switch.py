@@ -2,6 +2,8 @@
 
 import json
 import subprocess
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -219,6 +221,60 @@ def test_the_next_session_puts_in_order_what_a_killed_one_left(lifted, qemu, sam
     assert len(disk.daemon.nodes()) == 2 * (3 + 6)
     assert read_pointer(disk.chain.active) == disk.original.name
     same_bytes(disk.overlays[1], disk.chain.files[-2])
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_layers_can_be_written_to_again_by_block_jobs(lifted, qemu, release):
+    disk = lifted(release)
+    with open_session(disk.daemon.qmp) as session:
+        running = RunningDisk(session, qemu)
+        index = running.standing()[2].pointer
+        running.switch(disk.changes(running))
+        # The node under the active layer is one that we have opened: its header is changed next.
+        first = running.standing()[1].pointer
+        running.switch([Change(disk.overlays[0], first, Pointer("./active.qcow2", "qcow2"))])
+        running.switch([Change(disk.chain.active, disk.original, index)])
+        running.switch(disk.changes(running))
+    assert read_pointer(disk.overlays[0]) == "./active.qcow2"
+    monitor = disk.daemon.monitor
+    commit = {"device": "second", "job-id": "job0", "top": str(disk.chain.active), "base": str(disk.chain.files[-3])}
+    monitor.execute("block-commit", commit)
+    done = monitor.wait_event("BLOCK_JOB_COMPLETED", timeout_s=60).data
+    assert "error" not in done
+    assert disk.depth() == 2 + 5
+    disk.check()
+
+
+@pytest.mark.parametrize("release", RELEASES[1:])
+def test_an_undo_under_an_iothread_that_reads_does_not_hang(make_chain, start_daemon, qemu, release):
+    chain = make_chain(6, virtual_size=8 << 20, per_layer=3)
+    iothread = ("--object", "iothread,id=io0")
+    daemon = start_daemon(chain.active, qemu=release, export=",iothread=io0", extra=iothread)
+    disk = Lifted(chain, daemon, prepare_index)
+
+    def fail(state):
+        if state is State.RENAMED:
+            raise QemuError("the test says no")
+
+    stop = threading.Event()
+
+    def read():
+        with daemon.client() as client:
+            while not stop.is_set():
+                client.read(0, 1 << 20)
+
+    with ThreadPoolExecutor(2) as readers:
+        reading = [readers.submit(read) for _ in range(2)]
+        try:
+            for _ in range(30):  # 10.0 hung in one of ten or so
+                with open_session(daemon.qmp, node="second") as session:
+                    running = RunningDisk(session, qemu, after=fail)
+                    with pytest.raises(QemuError, match="the test says no"):
+                        running.switch(disk.changes(running))
+        finally:
+            stop.set()
+        for done in reading:
+            done.result()
 
 
 def test_other_bytes_are_found_before_anything_is_switched(lifted, qemu, make_chain, tmp_path):

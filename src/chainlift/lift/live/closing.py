@@ -55,6 +55,9 @@ def closing(steps: Steps, old: str, *, bit_by_bit: bool) -> Iterator[None]:
             count = min(2 * count, _MOST_LAYERS)
         steps.breathe(first)
         yield
+    if bit_by_bit and chain:
+        # Somebody needs what is left. Deleted over a chain that an iothread reads, the hold makes 10.0 wait for ever.
+        steps.move_hold(active.hold_null)
     steps.delete(active.hold)
     steps.delete(active.hold_null)
     for layer in chain:

@@ -29,19 +29,22 @@ _DELETE: Final = 0x7F
 
 
 def open_options(reference: Reference) -> dict[str, Any]:
-    """Return the options of ``blockdev-add`` that open a reference, read-only; what is not said follows its headers."""
+    """Return the options of ``blockdev-add`` that open a reference, read-only; what is not said follows its headers.
+
+    Of a layer only the node itself is said to be read-only: its file inherits that, and QEMU can then reopen both for
+    writing, as ``block-commit`` and ``change-backing-file`` do. Of an index every node is.
+    """
     if reference.is_descriptor:
         file = {"driver": "file", "read-only": True, "filename": reference.path}
         return {"driver": "qcow2", "read-only": True, "file": {"driver": "vmdk", "read-only": True, "file": file}}
     options: dict[str, Any] = {
         "driver": layer_format(reference),
         "read-only": True,
-        # Read-only as long as its parent is: change-backing-file makes an image in the middle writable for a moment.
         "file": {"driver": protocol(reference.path), "filename": reference.path},
     }
     if reference.data_file is not None:
         path = reference.data_file.path
-        options["data-file"] = {"driver": protocol(path), "read-only": True, "filename": path}
+        options["data-file"] = {"driver": protocol(path), "filename": path}
     if not reference.follows_header:
         options["backing"] = None if reference.backing is None else open_options(reference.backing)
     return options

@@ -303,6 +303,9 @@ class Pivot:
         used = set(graph.subtree(self._active.root))
         if but_hold:
             used |= {self._active.hold, self._active.hold_null}
+        elif graph.child(self._active.hold, "file") not in (None, self._active.hold_null):
+            # Not deleted over a chain that an iothread reads: 10.0 waits for ever in that blockdev-del.
+            self._steps.move_hold(self._active.hold_null)
         for name in self._ours(graph):
             if name not in used:
                 self._steps.delete(name)

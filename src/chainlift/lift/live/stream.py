@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING
 from chainlift.errors import ChainliftError, QemuError, UnknownStateError
 from chainlift.lift.live.disk import RunningDisk, has_switched, refuse_other_chain
 from chainlift.lift.live.job import StreamJob
+from chainlift.lift.live.layers import refer
+from chainlift.lift.live.naming import open_options
 from chainlift.lift.live.pivot import LOCKLESS
 from chainlift.lift.live.steps import Timings
 from chainlift.lift.prepare import prepare_index
 from chainlift.lift.record.source import find_source
-from chainlift.lift.target import backing_target
+from chainlift.lift.target import Target, backing_target
 from chainlift.lift.tidy import Tidied, remove_leftovers, remove_lifts
 from chainlift.lift.verbs import GENTLE_COPY_BYTES
 
@@ -122,7 +124,7 @@ def _go_back(session: LiveSession, source: Source, releasing: Iterator[None], ca
     try:
         deque(releasing, maxlen=0)
         session.refresh()
-        target = backing_target(session.image, source.current.name, source.current.format)
+        target = Target(source.current.name, open_options(refer(session.image, source.current)))
         # Not written again: QEMU would then take the name for another one, see chainlift.lift.live.naming.
         session.pivot().run(target, persist=False)
     except (ChainliftError, OSError) as error:

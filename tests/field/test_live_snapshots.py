@@ -70,7 +70,7 @@ def test_nothing_blocks_a_migration_after_restore(verb, tmp_path):
     *_, disk = make_pool(tmp_path, "base", "one", "disk")
     with Running(disk, emulator=True) as running:
         assert verb("index", "--qmp", running.qmp_path).status == 0
-        with pytest.raises(QmpError, match="vmdk format .* does not support live migration"):
+        with pytest.raises(QmpError, match=r"vmdk format .* does not support live migration"):
             running.execute("migrate", uri="exec:cat>/dev/null")
         running.snapshot(tmp_path / "overlay")
         assert verb("index", "--qmp", running.qmp_path).status == 0

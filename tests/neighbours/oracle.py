@@ -5,7 +5,7 @@ of running disks read, and every byte of every file. Then:
 
 * an exit status is 0, 1, 2 or 3 (4 with an explanation), never a traceback; a failure is one line;
 * after 1, 2 and 3, and after a verb that only looks, everything is byte for byte what it was, lifts included;
-* every image reads what it read; one that did not open may still not open; every QEMU lives and its disk reads the same;
+* every image reads what it read; one that did not open may still not open; every QEMU lives, its disk reads the same;
 * a file that is not ours neither changes nor vanishes nor appears, unless asked: the image that is switched changes
   within its first cluster, ``--delete-layers`` takes the layers that it says, ``flatten`` makes its output.
 """
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 KNOWN: dict[str, str] = {}
 
 
-class Violation(AssertionError):
+class Violation(AssertionError):  # noqa: N818 - what a run shows
     """Something that must hold does not."""
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tests.neighbours.machine import Base, choice, runs, step
 from tests.neighbours.oracle import Verb
 from tests.neighbours.world import names_a_lift
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 #: What else each verb may be told; one of the tuples is chosen.
 INDEX = [(), (), ("--copy-budget", "64K"), ("--copy-budget", "1M"), ("--json",)]

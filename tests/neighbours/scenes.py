@@ -96,7 +96,7 @@ def described(world: World) -> None:
     file = '{"driver":"file","filename":"%s"}'
     for number, backing in ((2, ',"backing":null'), (3, "")):
         inner = file % (pool / f"n{number - 1}.qcow2")
-        name = 'json:{"driver":"qcow2","file":%s%s}' % (inner, backing)
+        name = f'json:{{"driver":"qcow2","file":{inner}{backing}}}'
         _create(world, pool / f"n{number}.qcow2", name, None)
         _fill(world, pool / f"n{number}.qcow2", number, 2 * MIB)
     _create(world, pool / "n4.qcow2", "n3.qcow2", None)

@@ -10,7 +10,6 @@ import shlex
 import shutil
 import stat
 import subprocess
-from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING
 from tests.neighbours.reader import MOST_FILES
 
 if TYPE_CHECKING:
+    from collections import Counter
     from collections.abc import Sequence
 
     from tests.neighbours.reader import Reader

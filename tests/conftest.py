@@ -54,3 +54,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def any_qemu(request):
     """Each QEMU that is there: the host's, and the releases that `chainlift qemu add` has unpacked."""
     return find_qemu(request.param, need=["img", "io", "storage-daemon"])
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what tests have counted, also those that other workers ran."""
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            for name, value in getattr(report, "user_properties", ()):
+                if getattr(report, "when", "") == "call":
+                    terminalreporter.section(name)
+                    terminalreporter.line(str(value))

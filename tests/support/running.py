@@ -33,7 +33,7 @@ class Qmp:
 
     def __init__(self, path: Path) -> None:
         self._socket = socket.socket(socket.AF_UNIX)
-        self._socket.settimeout(60)
+        self._socket.settimeout(20)
         self._socket.connect(str(path))
         self._file = self._socket.makefile("rw")
         self._file.readline()
@@ -75,6 +75,10 @@ class Running:
     def __init__(self, image: Path, *, emulator: bool = False, driver: str = "file") -> None:
         self.image = image
         self.emulator = emulator
+        #: A name for people.
+        self.name = ""
+        #: What its client must read, as far as that is known: what it read last, and what it wrote since.
+        self.expected: bytearray | None = None
         self._place = Path(mkdtemp(prefix="qemu-"))
         self.qmp_path = self._place / "qmp"
         #: The disk's active node, which a snapshot changes.
@@ -93,7 +97,7 @@ class Running:
         self._log = (self._place / "log").open("w+")
         # It ends with us, however we end.
         self._process = subprocess.Popen(
-            ["setpriv", "--pdeathsig", "KILL", "--", *self.argv],
+            ["prlimit", "--nofile=400", "setpriv", "--pdeathsig", "KILL", "--", *self.argv],
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=self._log,
@@ -148,6 +152,8 @@ class Running:
 
     def write(self, pattern: int, offset: int, length: int) -> None:
         """Write and flush as the guest does."""
+        if self.expected is not None:
+            self.expected[offset : offset + length] = bytes([pattern]) * length
         if self.emulator:
             for line in (f"write -P {pattern} {offset} {length}", "flush"):
                 device = "/machine/peripheral/vda/virtio-backend"
@@ -163,8 +169,10 @@ class Running:
     def read(self) -> bytes:
         """Return what the guest reads."""
         with self._client() as client:
-            return b"".join(client.read(at, min(1 << 20, client.size_bytes - at))
-                            for at in range(0, client.size_bytes, 1 << 20))  # fmt: skip
+            # What a block job has written is on the disk then, too.
+            client.flush()
+            size = client.size_bytes
+            return b"".join(client.read(at, min(1 << 20, size - at)) for at in range(0, size, 1 << 20))
 
     @contextmanager
     def _client(self) -> Iterator[NbdClient]:
@@ -203,6 +211,12 @@ class Running:
             )
         self.node, self.image = node, overlay
 
+    def look_again(self) -> None:
+        """Find the disk's active node again, after others have changed the graph."""
+        if self.emulator:
+            devices = self.execute("query-block")
+            self.node = next(each["inserted"]["node-name"] for each in devices if "vda" in each.get("qdev", ""))
+
     def drivers(self) -> set[str]:
         """The drivers of all nodes: with an index in use, vmdk is one."""
         return {node["drv"] for node in self.execute("query-named-block-nodes", flat=True)}
@@ -229,7 +243,12 @@ class Running:
             self._own.close()
         if self._process.poll() is None:
             how()
-        self._process.wait(30)
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait(30)
+            raise
         self._log.close()
         shutil.rmtree(self._place, ignore_errors=True)
 

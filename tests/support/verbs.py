@@ -52,12 +52,18 @@ class Said:
 
 
 class Verbs:
-    """The server; call it like the command: ``verbs("index", image)``."""
+    """The server; call it like the command: ``verbs("index", image)``.
 
-    def __init__(self) -> None:
+    :param most_files: how many files a verb may have open.
+    """
+
+    def __init__(self, *, most_files: int = 4096) -> None:
         self._place = tempfile.TemporaryDirectory(prefix="chainlift-verbs-")
         self._process = subprocess.Popen(
-            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            ["prlimit", f"--nofile={most_files}", sys.executable, __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
 
     def __call__(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 
 _BINARY = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
+#: Of a number that a file's size may be written with.
+_MAX_DIGITS = 100
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgtpe]?)(?:i?b)?", re.IGNORECASE)
 
 
@@ -59,4 +61,9 @@ def parse_size(text: str) -> int:
     if match is None:
         raise ValueError(f"{text!r} is not a size (examples: 64k, 20G, 1048576)")
     power = "kmgtpe".find(match[2].lower()) + 1 if match[2] else 0
-    return int(float(match[1]) * 1024**power) if "." in match[1] else int(match[1]) << (10 * power)
+    if len(match[1]) > _MAX_DIGITS:
+        raise ValueError(f"{text!r} is more than 2^63 - 1 bytes")
+    size = int(float(match[1]) * 1024**power) if "." in match[1] else int(match[1]) << (10 * power)
+    if size >= 1 << 63:
+        raise ValueError(f"{text!r} is more than 2^63 - 1 bytes")
+    return size

@@ -53,7 +53,10 @@ def parse_name(name: str, *, named_in: str | None = None, file_format: str | Non
     if "\0" in name:
         raise ImageError("names a file with a NUL in its name", path=named_in)
     if name.startswith("json:"):
-        return _node(_parse_json(name, named_in), named_in, file_format)
+        try:
+            return _node(_parse_json(name, named_in), named_in, file_format)
+        except RecursionError as error:
+            raise ImageError("has a json: name that is nested too deeply", path=named_in) from error
     protocol, separator, rest = name.partition(":")
     if separator and "/" not in protocol:
         if protocol not in _FILE_DRIVERS:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 import click
+
+from chainlift.cli.options import OUTPUT_FILE
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @click.command()
 @click.argument("image", type=click.Path())
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=OUTPUT_FILE)
 @click.option("-O", "--output-format", "file_format", type=click.Choice(("qcow2", "raw")), default="qcow2",
               show_default=True, help="Format of OUT.")  # fmt: skip
 @click.option("--compress", type=click.Choice(("zlib", "zstd")), help="Store clusters compressed.")
@@ -24,6 +28,7 @@ def command(image: str, out: Path, file_format: str, compress: str | None, overw
     if compress is not None and file_format == "raw":
         raise click.UsageError("--compress goes with -O qcow2: a raw image cannot be compressed")
     from chainlift.cli.byte_progress import byte_progress
+    from chainlift.errors import one_line
     from chainlift.lift.flatten import flatten_chain
     from chainlift.units import format_bytes
 
@@ -38,6 +43,6 @@ def command(image: str, out: Path, file_format: str, compress: str | None, overw
         )
     shared = f", {format_bytes(done.copied.cloned_bytes)} shared" if done.copied.cloned_bytes else ""
     click.echo(
-        f"{out}: {format_bytes(done.file_bytes)} for a disk of {format_bytes(done.virtual_size_bytes)}, "
+        f"{one_line(str(out))}: {format_bytes(done.file_bytes)} for a disk of {format_bytes(done.virtual_size_bytes)}, "
         f"{format_bytes(done.copied.copied_bytes)} copied{shared}"
     )

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
+from chainlift.cli.options import OUTPUT_DIRECTORY
+
 if TYPE_CHECKING:
     from chainlift.qemu.profile import Workload
 
@@ -30,7 +32,7 @@ _SHOWN = 12
 @click.option(
     "--symbols", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="File with QEMU's symbols."
 )
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("out/profile"), show_default=True)
+@click.option("--out", type=OUTPUT_DIRECTORY, default=Path("out/profile"), show_default=True)
 @click.option(
     "--against",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
@@ -56,16 +58,15 @@ def command(
     import tempfile
 
     from chainlift.errors import InputError
+    from chainlift.qcow2.file import ImageFile
     from chainlift.qemu.binary import find_qemu
     from chainlift.qemu.profile import profile_workload
     from chainlift.report.flamegraph import flame_graph
     from chainlift.results.stacks import load_stacks, profile_name, save_stacks
 
-    try:
-        with image.open("rb") as stream:
-            magic = stream.read(4)
-    except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", path=image) from error
+    looked_at = ImageFile(str(image))  # a FIFO would hang a plain open
+    magic = looked_at.pread(0, 4)
+    looked_at.close()
     if magic != b"QFI\xfb":
         raise InputError("is not a qcow2 image", path=image)
     before = load_stacks(against) if against else None

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 
 import click
 
+from chainlift.cli.options import OUTPUT_DIRECTORY
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from chainlift.study.plan import Plan
 
 _PLAN = click.argument("plan", metavar="PLAN|FILE")
-_CHAINS = click.option(
-    "--chains", type=click.Path(path_type=Path, file_okay=False), help="Keep built chains in this directory."
-)
+_CHAINS = click.option("--chains", type=OUTPUT_DIRECTORY, help="Keep built chains in this directory.")
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
 
 
@@ -61,7 +61,7 @@ def build(plan: str, chains: Path | None) -> None:
 
 @command.command()
 @_PLAN
-@click.option("--out", type=click.Path(path_type=Path), help="The result directory.  [default: out/NAME]")
+@click.option("--out", type=OUTPUT_DIRECTORY, help="The result directory.  [default: out/NAME]")
 @_CHAINS
 @_JSON
 @click.option("--no-report", is_flag=True, help="Measure only; draw later with `chainlift study report`.")

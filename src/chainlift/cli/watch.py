@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from chainlift.cli.options import OUTPUT_FILE
 from chainlift.cli.sizes import SIZE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 @click.command()
@@ -14,8 +20,9 @@ from chainlift.cli.sizes import SIZE
     "--qmp", "sockets", type=click.Path(path_type=Path), multiple=True, metavar="SOCKET", help="A VM's socket."
 )
 @click.option(
-    "--dir", "directory", type=click.Path(path_type=Path), metavar="DIR", help="All sockets in DIR, as they come."
-)
+    "--dir", "directory", type=click.Path(path_type=Path, exists=True, file_okay=False), metavar="DIR",
+    help="All sockets in DIR, as they come.",
+)  # fmt: skip
 @click.option(
     "--max-length", type=click.IntRange(min=1), default=32, show_default=True, help="Index above this length."
 )
@@ -23,8 +30,8 @@ from chainlift.cli.sizes import SIZE
     "--interval", type=click.FloatRange(min=1), default=60, show_default=True, metavar="S", help="Between rounds."
 )
 @click.option("--copy-budget", type=SIZE, metavar="SIZE", help="As of chainlift index.")
-@click.option("--status", type=click.Path(path_type=Path), metavar="FILE", help="Write a JSON status there.")
-@click.option("--metrics", type=click.Path(path_type=Path), metavar="FILE", help="Write Prometheus text there.")
+@click.option("--status", type=OUTPUT_FILE, metavar="FILE", help="Write a JSON status there.")
+@click.option("--metrics", type=OUTPUT_FILE, metavar="FILE", help="Write Prometheus text there.")
 @click.option("--once", is_flag=True, help="One round; exit status 1 if something went wrong.")
 def command(
     sockets: tuple[Path, ...],
@@ -43,7 +50,7 @@ def command(
     import json
     import time
 
-    from chainlift.errors import AnswerIsNo
+    from chainlift.errors import AnswerIsNo, one_line
     from chainlift.lift.live.gentle import be_gentle
     from chainlift.lift.live.watch import WatchStatus, as_json, as_prometheus, sockets_in, watch_round
 
@@ -52,25 +59,40 @@ def command(
     be_gentle()
     seen = WatchStatus()
     while True:
-        there = [*sockets, *(sockets_in(directory) if directory is not None else ())]
-        watch_round(seen, there, max_length=max_length, copy_budget_bytes=copy_budget)
-        if status is not None:
-            _replace(status, json.dumps(as_json(seen), indent=1) + "\n")
-        if metrics is not None:
-            _replace(metrics, as_prometheus(seen))
-        troubles = [*seen.silent.items(), *((disk.image, disk.error) for disk in seen.disks.values() if disk.error)]
+        troubles: list[tuple[str, str]] = []
+        with _noted(troubles, directory or "the sockets"):
+            there = [*sockets, *(sockets_in(directory) if directory is not None else ())]
+            watch_round(seen, there, max_length=max_length, copy_budget_bytes=copy_budget)
+        troubles += [*seen.silent.items(), *((disk.image, disk.error) for disk in seen.disks.values() if disk.error)]
+        for file, text in ((status, json.dumps(as_json(seen), indent=1) + "\n"), (metrics, as_prometheus(seen))):
+            if file is not None:
+                with _noted(troubles, file):
+                    _replace(file, text)
         for where, trouble in troubles:
-            click.echo(f"chainlift: warning: {where}: {trouble}", err=True)
+            click.echo(one_line(f"chainlift: warning: {where}: {trouble}"), err=True)
         if once:
             if status is None:
                 click.echo(json.dumps(as_json(seen), indent=1))
             if troubles:
-                raise AnswerIsNo(f"{len(troubles)} of the disks and sockets could not be served")
+                raise AnswerIsNo(f"{len(troubles)} of the disks, sockets and files could not be served")
             return
         time.sleep(interval)
 
 
+@contextmanager
+def _noted(troubles: list[tuple[str, str]], where: str | Path) -> Iterator[None]:
+    """Note what the operating system refuses: the next round may go well, and other disks are to be watched."""
+    try:
+        yield
+    except OSError as error:
+        troubles.append((str(error.filename or where), error.strerror or str(error)))
+
+
 def _replace(path: Path, text: str) -> None:
     temporary = path.with_name(path.name + ".new")
-    temporary.write_text(text)
-    temporary.replace(path)
+    try:
+        temporary.write_text(text)
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -61,7 +61,6 @@ class FileDestination:
             finally:
                 os.close(descriptor)
             self._give_name()
-            sync_directory(self.path.parent)
         except BaseException:
             with suppress(OSError):
                 self.temporary.unlink()
@@ -70,13 +69,26 @@ class FileDestination:
     def _give_name(self) -> None:
         if self.replaces is None:
             os.link(self.temporary, self.path)  # unlike a rename it refuses a name that was taken meanwhile
-            self.temporary.unlink()
+            try:
+                self.temporary.unlink()
+                sync_directory(self.path.parent)
+            except BaseException:
+                self.path.unlink()
+                raise
             return
         now = self.path.stat()
         if (now.st_dev, now.st_ino) != (self.replaces.st_dev, self.replaces.st_ino):
             raise ImageError("was replaced by another file meanwhile", path=self.path, hint="look at it first")
         _refuse_in_use(self.path)
         self.temporary.replace(self.path)
+        try:
+            sync_directory(self.path.parent)
+        except OSError as error:
+            raise UnknownStateError(
+                f"is the new image, and whether it stays so after a power cut is unknown: {error.strerror}",
+                path=self.path,
+                hint="see what is wrong with its file system",
+            ) from error
 
 
 @dataclass(frozen=True)

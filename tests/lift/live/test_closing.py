@@ -54,7 +54,7 @@ def test_layers_go_one_after_the_other_down_to_what_somebody_else_needs(release)
         [
             "hold layer1", "delete layer2", "delete layer2-file",
             f"hold {base_of(release)}", "delete layer1", "delete layer1-file",
-            f"delete {HOLD}", f"delete {NULL}",
+            f"hold {NULL}", f"delete {HOLD}", f"delete {NULL}",
         ],
         2,
     )  # fmt: skip

@@ -306,7 +306,7 @@ def test_killed_while_a_pointer_in_the_middle_is_switched(make_chain, start_daem
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("qemu", ["host", "debian:trixie", "debian:trixie-backports"])
+@pytest.mark.qemu(since=(6, 1))
 @pytest.mark.parametrize("verb", ["middle of an index", "middle of a squash"])
 @pytest.mark.parametrize("victim", ["chainlift", "QEMU"])
 def test_killed_at_every_command_while_a_pointer_in_the_middle_is_switched(

@@ -89,10 +89,10 @@ def test_an_image_that_is_indexed_already_is_indexed_again(make_chain, start_dae
     daemon = start_daemon(chain.active)
     index(daemon, chain, qemu)
     nodes = len(daemon.nodes())
-    index(daemon, chain, qemu, copy_budget_bytes=1 << 20)
+    index(daemon, chain, qemu, copy_budget_bytes=1 << 20, clean=True)
     assert len(daemon.nodes()) < nodes
     files = sorted(path.name for path in (chain.directory / "active.qcow2.lift").iterdir())
-    assert files == ["index-2.table", "index-2.vmdk", "manifest.json"]
+    assert files == ["index-2.json", "index-2.table", "index-2.vmdk"]
     with daemon.client() as client:
         assert read_all(client) == everything(chain)
 

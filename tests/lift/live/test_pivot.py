@@ -6,7 +6,7 @@ import pytest
 from tests.support.daemon import read_all
 from tests.support.owned_chain import everything
 
-from chainlift.errors import ImageError, InputError, QemuError
+from chainlift.errors import InputError, QemuError
 from chainlift.lift.live.graph import read_graph
 from chainlift.lift.live.pivot import State
 from chainlift.lift.live.session import open_session, read_pointer
@@ -176,16 +176,6 @@ def test_nodes_that_another_disk_uses_stay_open(make_chain, start_daemon):
     assert len(daemon.nodes()) == 4 + 2 + 2 * 3
     with daemon.client() as client:
         assert read_all(client) == everything(chain)
-
-
-def test_a_raw_backing_file_cannot_be_named_in_the_header(make_chain, start_daemon, tmp_path):
-    chain = make_chain(3)
-    (tmp_path / "base.raw").write_bytes(bytes(1 << 20))
-    daemon = start_daemon(chain.active)
-    nodes = daemon.nodes()
-    with open_session(daemon.qmp) as session, pytest.raises(ImageError, match="backing file to switch to is raw"):
-        session.pivot().run(backing_target(chain.active, str(tmp_path / "base.raw"), "raw"))
-    assert daemon.nodes() == nodes
 
 
 def test_too_many_choices_name_every_disk(make_chain, start_daemon, tmp_path):

@@ -72,7 +72,6 @@ def test_a_job_that_is_cancelled_leaves_the_disk_on_its_chain(make_chain, start_
         assert read_all(client) == everything(chain)
 
 
-@pytest.mark.qemu(since=(9, 0))
 def test_a_qemu_that_ends_in_the_middle_leaves_what_is_not_known(make_chain, start_daemon, same_bytes):
     chain = make_chain(12)
     daemon = start_daemon(chain.active)
@@ -83,7 +82,7 @@ def test_a_qemu_that_ends_in_the_middle_leaves_what_is_not_known(make_chain, sta
     same_bytes(chain.active, chain.files[-2])
 
 
-@pytest.mark.parametrize("qemu", ["debian:trixie", "debian:trixie-backports"])
+@pytest.mark.qemu(since=(9, 0))
 def test_where_an_export_in_an_iothread_would_end_qemu_a_stream_is_refused(make_chain, start_daemon, qemu):
     chain = make_chain(4)
     iothread = ("--object", "iothread,id=io0")

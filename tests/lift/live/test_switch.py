@@ -17,11 +17,9 @@ from chainlift.lift.live.pivot import State
 from chainlift.lift.live.session import open_session, read_pointer
 from chainlift.lift.prepare import prepare_index
 from chainlift.lift.record.manifest import Pointer
-from chainlift.qemu.binary import find_qemu
 
 pytestmark = pytest.mark.integration
 
-RELEASES = ["host", "debian:trixie", "debian:trixie-backports"]
 STATES = [State.HELD, State.RENAMED, State.ADDED, State.PIVOTED]
 
 
@@ -31,11 +29,6 @@ def everything(chain) -> bytes:
 
 def read_all(client) -> bytes:
     return b"".join(client.read(offset, 1 << 20) for offset in range(0, client.size_bytes, 1 << 20))
-
-
-@pytest.fixture
-def qemu():
-    return find_qemu(need=("storage-daemon", "img"))
 
 
 class Lifted:
@@ -84,20 +77,20 @@ class Lifted:
 
 @pytest.fixture
 def lifted(make_chain, start_daemon):
-    def make(release="host", prepare=live_index, length=6):
+    def make(qemu="host", prepare=live_index, length=6):
         chain = make_chain(length, virtual_size=8 << 20, per_layer=3)
-        return Lifted(chain, start_daemon(chain.active, qemu=release), prepare)
+        return Lifted(chain, start_daemon(chain.active, qemu=qemu), prepare)
 
     return make
 
 
-@pytest.mark.parametrize("release", RELEASES)
+@pytest.mark.qemu(since=(6, 1))
 @pytest.mark.parametrize("prepare", [live_index, live_squash])
-def test_a_lift_in_the_middle_is_taken_out(lifted, qemu, same_bytes, release, prepare):
-    disk = lifted(release, prepare)
+def test_a_lift_in_the_middle_is_taken_out(lifted, host_qemu, same_bytes, qemu, prepare):
+    disk = lifted(qemu, prepare)
     before = disk.headers()
     with open_session(disk.daemon.qmp) as session:
-        running = RunningDisk(session, qemu)
+        running = RunningDisk(session, host_qemu)
         running.check()
         standing = running.standing()
         assert [stands.image for stands in standing[:3]] == [*disk.overlays[::-1], disk.chain.active]
@@ -119,8 +112,8 @@ def test_a_lift_in_the_middle_is_taken_out(lifted, qemu, same_bytes, release, pr
     assert disk.snapshot() == str(disk.overlays[1])
 
 
-@pytest.mark.parametrize("release", RELEASES)
-def test_a_nested_name_of_an_earlier_version_gets_plain(make_chain, start_daemon, qemu, same_bytes, release):
+@pytest.mark.qemu(since=(6, 1))
+def test_a_nested_name_of_an_earlier_version_gets_plain(make_chain, start_daemon, host_qemu, same_bytes, qemu):
     chain = make_chain(5, virtual_size=8 << 20, per_layer=3)
     original = Pointer(read_pointer(chain.active), "qcow2")
     with prepare_index(chain.active) as prepared:
@@ -135,9 +128,9 @@ def test_a_nested_name_of_an_earlier_version_gets_plain(make_chain, start_daemon
     subprocess.run([*img, "-b", "json:" + json.dumps(nested), middle, str(chain.virtual_size)], check=True)
     subprocess.run([*img, "-b", middle.name, top, str(chain.virtual_size)], check=True)
     for image in (middle, top):
-        daemon = start_daemon(image, qemu=release)
+        daemon = start_daemon(image, qemu=qemu)
         with open_session(daemon.qmp) as session:
-            running = RunningDisk(session, qemu)
+            running = RunningDisk(session, host_qemu)
             running.check()
             found = {stands.image: stands.pointer for stands in running.standing()}
             assert found[middle].name.startswith("json:")
@@ -164,10 +157,10 @@ def test_a_nested_name_of_an_earlier_version_gets_plain(make_chain, start_daemon
         subprocess.run([*rebase, index.name, chain.active], check=True)
 
 
-@pytest.mark.parametrize("release", RELEASES)
+@pytest.mark.qemu(since=(6, 1))
 @pytest.mark.parametrize("prepare", [live_index, live_squash])
-def test_a_failure_at_any_step_leaves_every_header_and_the_graph_as_before(lifted, qemu, release, prepare):
-    disk = lifted(release, prepare)
+def test_a_failure_at_any_step_leaves_every_header_and_the_graph_as_before(lifted, host_qemu, qemu, prepare):
+    disk = lifted(qemu, prepare)
     headers, nodes = disk.headers(), disk.daemon.nodes()
     for reached in STATES:
         with open_session(disk.daemon.qmp) as session:
@@ -177,7 +170,7 @@ def test_a_failure_at_any_step_leaves_every_header_and_the_graph_as_before(lifte
                 if state is reached:
                     raise QemuError("the test says no")
 
-            running = RunningDisk(session, qemu, after=fail)
+            running = RunningDisk(session, host_qemu, after=fail)
             changes = disk.changes(running)
             with pytest.raises(QemuError, match="the test says no"):
                 running.switch(changes)
@@ -191,13 +184,13 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("release", RELEASES)
+@pytest.mark.qemu(since=(6, 1))
 @pytest.mark.parametrize("prepare", [live_index, live_squash])
 @pytest.mark.parametrize("reached", STATES)
-def test_the_next_session_puts_in_order_what_a_killed_one_left(lifted, qemu, same_bytes, release, prepare, reached):
-    disk = lifted(release, prepare)
+def test_the_next_session_puts_in_order_what_a_killed_one_left(lifted, host_qemu, same_bytes, qemu, prepare, reached):
+    disk = lifted(qemu, prepare)
     with open_session(disk.daemon.qmp) as session:
-        running = RunningDisk(session, qemu)
+        running = RunningDisk(session, host_qemu)
         changes = disk.changes(running)
         pivot = session.pivot(after=lambda state: (_ for _ in ()).throw(Killed) if state is reached else None)
         pivot._undo = lambda *_: None  # a killed process undoes nothing
@@ -209,7 +202,7 @@ def test_the_next_session_puts_in_order_what_a_killed_one_left(lifted, qemu, sam
     disk.check()
     with open_session(disk.daemon.qmp) as session:
         assert "killed run" in session.warnings[-1]
-        running = RunningDisk(session, qemu)
+        running = RunningDisk(session, host_qemu)
         running.check()
         stands = running.standing()
         if stands[2].pointer.name != disk.original.name:
@@ -223,11 +216,11 @@ def test_the_next_session_puts_in_order_what_a_killed_one_left(lifted, qemu, sam
     same_bytes(disk.overlays[1], disk.chain.files[-2])
 
 
-@pytest.mark.parametrize("release", RELEASES)
-def test_layers_can_be_written_to_again_by_block_jobs(lifted, qemu, release):
-    disk = lifted(release)
+@pytest.mark.qemu(since=(6, 1))
+def test_layers_can_be_written_to_again_by_block_jobs(lifted, host_qemu, qemu):
+    disk = lifted(qemu)
     with open_session(disk.daemon.qmp) as session:
-        running = RunningDisk(session, qemu)
+        running = RunningDisk(session, host_qemu)
         index = running.standing()[2].pointer
         running.switch(disk.changes(running))
         # The node under the active layer is one that we have opened: its header is changed next.
@@ -245,12 +238,12 @@ def test_layers_can_be_written_to_again_by_block_jobs(lifted, qemu, release):
     disk.check()
 
 
-@pytest.mark.parametrize("release", RELEASES[1:])
-def test_an_undo_under_an_iothread_that_reads_does_not_hang(make_chain, start_daemon, qemu, release):
+@pytest.mark.qemu(since=(9, 0))
+def test_an_undo_under_an_iothread_that_reads_does_not_hang(make_chain, start_daemon, host_qemu, qemu):
     chain = make_chain(6, virtual_size=8 << 20, per_layer=3)
     iothread = ("--object", "iothread,id=io0")
-    daemon = start_daemon(chain.active, qemu=release, export=",iothread=io0", extra=iothread)
-    disk = Lifted(chain, daemon, prepare_index)
+    daemon = start_daemon(chain.active, qemu=qemu, export=",iothread=io0", extra=iothread)
+    disk = Lifted(chain, daemon, live_index)
 
     def fail(state):
         if state is State.RENAMED:
@@ -268,7 +261,7 @@ def test_an_undo_under_an_iothread_that_reads_does_not_hang(make_chain, start_da
         try:
             for _ in range(30):  # 10.0 hung in one of ten or so
                 with open_session(daemon.qmp, node="second") as session:
-                    running = RunningDisk(session, qemu, after=fail)
+                    running = RunningDisk(session, host_qemu, after=fail)
                     with pytest.raises(QemuError, match="the test says no"):
                         running.switch(disk.changes(running))
         finally:
@@ -277,24 +270,24 @@ def test_an_undo_under_an_iothread_that_reads_does_not_hang(make_chain, start_da
             done.result()
 
 
-def test_other_bytes_are_found_before_anything_is_switched(lifted, qemu, make_chain, tmp_path):
+def test_other_bytes_are_found_before_anything_is_switched(lifted, host_qemu, make_chain, tmp_path):
     disk = lifted()
     other = make_chain(7, virtual_size=8 << 20, per_layer=3, directory=tmp_path / "other")
     headers = disk.headers()
     with open_session(disk.daemon.qmp) as session:
-        running = RunningDisk(session, qemu)
+        running = RunningDisk(session, host_qemu)
         old = running.standing()[2].pointer
         with pytest.raises(AnswerIsNo, match="nothing was switched"):
             running.compare([Change(disk.chain.active, old, Pointer(str(other.files[-2]), "qcow2"))], content=True)
     assert disk.headers() == headers
 
 
-def test_what_does_not_fit_the_chain_is_refused(lifted, qemu, tmp_path):
+def test_what_does_not_fit_the_chain_is_refused(lifted, host_qemu, tmp_path):
     disk = lifted()
     nodes = disk.daemon.nodes()
     somewhere = Pointer(str(disk.chain.files[2]), "qcow2")
     with open_session(disk.daemon.qmp) as session:
-        running = RunningDisk(session, qemu)
+        running = RunningDisk(session, host_qemu)
         good = disk.changes(running)[0]
         for owner, old, new, said in (
             (disk.chain.files[3], good.old, good.new, "is not in the chain that QEMU has open"),
@@ -311,7 +304,7 @@ def test_what_does_not_fit_the_chain_is_refused(lifted, qemu, tmp_path):
     assert disk.daemon.nodes() == nodes
 
 
-def test_a_lock_on_the_image_in_the_middle_makes_qemu_refuse_and_nothing_is_changed(lifted, qemu):
+def test_a_lock_on_the_image_in_the_middle_makes_qemu_refuse_and_nothing_is_changed(lifted, host_qemu):
     disk = lifted()
     headers, nodes = disk.headers(), disk.daemon.nodes()
     reader = ["qemu-io", "-r", "-f", "qcow2", str(disk.chain.active)]
@@ -322,14 +315,14 @@ def test_a_lock_on_the_image_in_the_middle_makes_qemu_refuse_and_nothing_is_chan
         holder.stdin.write(b"info\n")
         holder.stdin.flush()
         holder.stdout.readline()
-        running = RunningDisk(session, qemu)
+        running = RunningDisk(session, host_qemu)
         with pytest.raises(QemuError, match='Failed to get "write" lock'):
             running.switch(disk.changes(running))
         holder.stdin.close()
     assert (disk.headers(), disk.daemon.nodes()) == (headers, nodes)
 
 
-def test_a_connection_that_is_lost_in_the_middle_leaves_what_is_not_known(lifted, qemu):
+def test_a_connection_that_is_lost_in_the_middle_leaves_what_is_not_known(lifted, host_qemu):
     disk = lifted()
     with open_session(disk.daemon.qmp) as session:
 
@@ -337,7 +330,7 @@ def test_a_connection_that_is_lost_in_the_middle_leaves_what_is_not_known(lifted
             if state is State.RENAMED:
                 disk.daemon.process.kill()
 
-        running = RunningDisk(session, qemu, after=die)
+        running = RunningDisk(session, host_qemu, after=die)
         changes = disk.changes(running)
         with pytest.raises(UnknownStateError, match=r"the header of active.qcow2 names the new backing file") as caught:
             running.switch(changes)

@@ -7,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from chainlift.errors import ChainliftError, UnknownStateError
+from chainlift.errors import ChainliftError, InputError, UnknownStateError
 from chainlift.lift.compare.stock import compare_stock
 from chainlift.lift.disk import Change
 from chainlift.lift.live import guard
@@ -101,6 +101,8 @@ class RunningDisk:
         :raise OperationError: if one could not be switched; all are as before.
         :raise UnknownStateError: if it is not known what is left.
         """
+        if not changes:
+            raise InputError("there is nothing to switch", path=self.image)
         done: list[list[Change]] = []
         waiting = list(changes)
         try:

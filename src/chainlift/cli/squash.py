@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 @content_option
 @click.option("--clean", is_flag=True, help="Remove the lift that this one replaces, where nobody else needs it.")
 @search_option
+@click.option("--drop-bitmaps", is_flag=True, help="Go on although bitmaps of layers cannot be kept (--libvirt).")
 @click.option("--rate", type=SIZE, metavar="SIZE", help="Copy at most so much a second.")
 @lift_dir_option
 @force_option
@@ -41,6 +42,7 @@ def command(
     content: bool,
     clean: bool,
     search: tuple[Path, ...],
+    drop_bitmaps: bool,
     rate: int | None,
     lift_dir: Path | None,
     qemu_name: str,
@@ -67,6 +69,7 @@ def command(
         done = squash(
             disk,
             onto=onto,
+            drop_bitmaps=drop_bitmaps,
             delete_layers_in=[disk.image.parent, *search] if delete_layers else None,
             content=content,
             clean=clean,
@@ -87,7 +90,8 @@ def command(
         )
     say_tidied(done.tidied, asked=clean)
     if deletion is not None:
-        click.echo(f"chainlift: {deletion.searched}", err=True)
+        if deletion.searched:
+            click.echo(f"chainlift: {deletion.searched}", err=True)
         for kept in deletion.kept:
             click.echo(f"chainlift: kept {kept.path}: {kept.why}", err=True)
         click.echo(f"deleted {len(deletion.deletable)} of {len(manifest.layers)} replaced layers", err=as_json)

@@ -62,6 +62,11 @@ class DiskAtRest:
         """Names are relative where the image and its layers may be moved together."""
         return False
 
+    @property
+    def keeps_bitmaps(self) -> bool:
+        """Who opens the image next reads them from the new layer."""
+        return True
+
     def check(self, *, for_index: bool = False) -> None:
         """Refuse an image that a QEMU has open, that cannot be written to, or whose chain somebody else keeps."""
         _require_free(self._image)

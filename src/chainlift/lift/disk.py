@@ -66,6 +66,10 @@ class Disk(Protocol):
     def needs_absolute_names(self) -> bool:
         """Whether later overlays get plain names only where the new pointer is absolute."""
 
+    @property
+    def keeps_bitmaps(self) -> bool:
+        """Whether who holds the disk finds bitmaps of layers in the layer that replaces them."""
+
     def check(self, *, for_index: bool = False) -> None:
         """Refuse a disk that must not be switched now.
 

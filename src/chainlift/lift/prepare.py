@@ -23,19 +23,19 @@ from chainlift.lift.build.room import require_room, require_room_for_copy
 from chainlift.lift.build.squash import build_squash, find_onto, layers_below, squash_cluster_size
 from chainlift.lift.build.workspace import Workspace, as_errors
 from chainlift.lift.disk import Change
+from chainlift.lift.neighbours.carried import has_bitmaps
 from chainlift.lift.neighbours.links import reached_by_link
 from chainlift.lift.neighbours.locks import LayerLocks
 from chainlift.lift.record.identity import describe_layers, identify
 from chainlift.lift.record.manifest import SUFFIX, Manifest, Pointer
 from chainlift.lift.record.pointer import led_to, refer
 from chainlift.lift.record.source import find_source, require_liftable
-from chainlift.qcow2.bitmaps import list_bitmaps
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterator, Sequence
 
-    from chainlift.chain import Chain
+    from chainlift.chain import Chain, Layer
     from chainlift.lift.build.index import BuiltIndex
     from chainlift.lift.build.squash import BuiltSquash
     from chainlift.lift.record.source import Source
@@ -224,6 +224,7 @@ def prepare_squash(
     current: Pointer | None = None,
     parent: Path | None = None,
     absolute_names: bool = False,
+    drop_bitmaps: bool = True,
     onto: str | os.PathLike[str] | None = None,
     finish: Callable[[Chain, int, Path], None] | None = None,
     rate_bytes_per_s: int | None = None,
@@ -234,6 +235,7 @@ def prepare_squash(
     :param current: what the image stands on, where that is known better than by its header.
     :param parent: the directory in which ``IMAGE.lift/`` is made; None: the image's.
     :param absolute_names: wanted in any case; they are written, too, where the image is reached by links.
+    :param drop_bitmaps: False refuses layers with persistent bitmaps.
     :param onto: path of the layer that the new one stands on; None: the base.
     :param finish: called with the chain, the number of the layer that stays and the new file, before it is described.
     :param rate_bytes_per_s: copy at most so fast.
@@ -241,7 +243,7 @@ def prepare_squash(
     :raise ImageError: if the image or its chain cannot be lifted; nothing is left behind.
     :raise OperationError: if the file system failed; nothing is left behind.
     """
-    with _working_on(image, partial(_check_squash, onto), current=current, parent=parent) as work:
+    with _working_on(image, partial(_check_squash, onto, drop_bitmaps), current=current, parent=parent) as work:
         number = find_onto(work.chain, onto)
         path = work.source.image
         absolute = absolute_names or parent is not None or work.source.original.name.startswith("/")
@@ -268,24 +270,33 @@ def _check_index(
     sources: Sources,  # noqa: ARG001
     descriptors: dict[str, int],  # noqa: ARG001
 ) -> None:
-    for layer in () if drop_bitmaps else chain.layers:
-        if layer.image is not None and layer.extents == 0 and (bitmaps := list_bitmaps(layer.image)):
-            raise ImageError(
-                f"has the persistent bitmap {bitmaps[0].name!r}, which backups would not find any more",
-                path=layer.path,
-                hint="squash carries bitmaps over; --drop-bitmaps goes on without them",
-            )
+    if not drop_bitmaps:
+        _refuse_bitmaps(chain.layers)
     require_room(directory, least_room(chain))
+
+
+def _refuse_bitmaps(layers: Sequence[Layer]) -> None:
+    for layer in layers:
+        if has_bitmaps(layer):
+            raise ImageError(
+                "has persistent bitmaps, which backups would not find any more",
+                path=layer.path,
+                hint="a squash of a disk that libvirt does not run carries them over; --drop-bitmaps goes on without",
+            )
 
 
 def _check_squash(
     onto: str | os.PathLike[str] | None,
+    drop_bitmaps: bool,  # noqa: FBT001
     directory: Path,
     chain: Chain,
     sources: Sources,
     descriptors: dict[str, int],
 ) -> None:
-    below = layers_below(chain, find_onto(chain, onto))
+    number = find_onto(chain, onto)
+    if not drop_bitmaps:
+        _refuse_bitmaps(chain.layers[:number])
+    below = layers_below(chain, number)
     require_room_for_copy(directory, chain, sources, descriptors, squash_cluster_size(chain), below=below)
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from chainlift.errors import AnswerIsNo, ChainliftError, ImageError, InputError
 from chainlift.lift.build.workspace import Workspace
-from chainlift.lift.delete import Deletion, delete_layers, finish_deletion, plan_deletion
+from chainlift.lift.delete import Deletion, Kept, delete_layers, finish_deletion, plan_deletion
 from chainlift.lift.find import FoundLift, find_lifts, merged
 from chainlift.lift.neighbours.carried import carry_bitmaps, has_bitmaps
 from chainlift.lift.prepare import prepare_index, prepare_squash
@@ -108,6 +108,7 @@ def squash(
     disk: Disk,
     *,
     onto: str | os.PathLike[str] | None = None,
+    drop_bitmaps: bool = False,
     delete_layers_in: Sequence[Path] | None = None,
     content: bool = False,
     clean: bool = False,
@@ -118,7 +119,7 @@ def squash(
 ) -> Lifted:
     """Write everything between a disk's active layer and a layer below as one layer, and switch the disk to it.
 
-    Persistent bitmaps of the layers that are replaced are carried over.
+    Persistent bitmaps of the layers that are replaced are carried over, where who holds the disk will find them there.
 
     :param onto: path of the layer that the new one stands on; None: the base.
     :param delete_layers_in: delete the replaced layers, after a comparison of every byte, where nobody needs them;
@@ -137,6 +138,7 @@ def squash(
         parent=parent,
         absolute_names=disk.needs_absolute_names,
         onto=onto,
+        drop_bitmaps=drop_bitmaps or disk.keeps_bitmaps,
         finish=partial(_carry_bitmaps, disk),
         rate_bytes_per_s=rate_bytes_per_s,
         progress=progress,
@@ -147,8 +149,7 @@ def squash(
         tidied = _settle(disk, prepared, clean=clean or deletes, search=[*search, *(delete_layers_in or ())])
         deletion = None
         if delete_layers_in is not None:
-            deletion = plan_deletion(disk.image, prepared.manifest, delete_layers_in)
-            delete_layers(prepared, deletion)
+            deletion = _delete(disk, prepared, delete_layers_in)
         return Lifted(prepared.manifest, deletion, tidied)
 
 
@@ -195,8 +196,9 @@ def restore(
     disk.switch(changes)
     tidied = Tidied()
     if clean:
+        # What fails from here on is told, and changes nothing of the switch.
         files = [file for entry in found for file in (entry.lift.file, *map(Path, entry.lift.manifest.supersedes))]
-        tidied = remove_lifts(files, image=disk.image, search=search)
+        tidied = _remove(files, disk, search)
     return Restored(found, tidied)
 
 
@@ -242,12 +244,32 @@ def _settle(disk: Disk, prepared: Prepared, *, clean: bool, search: Sequence[Pat
     files = [Path(name) for name in prepared.manifest.supersedes]
     if not clean:
         return Tidied(kept={path: "it was not asked for" for path in files if path.exists()})
-    return remove_lifts(files, image=disk.image, search=search, held=prepared.workspace)
+    return _remove(files, disk, search, held=prepared.workspace)
+
+
+def _remove(files: Sequence[Path], disk: Disk, search: Sequence[Path], *, held: Workspace | None = None) -> Tidied:
+    """Remove lifts after a switch, which has been made whatever happens here."""
+    try:
+        return remove_lifts(files, image=disk.image, search=search, held=held)
+    except (ChainliftError, OSError) as error:
+        return Tidied(kept=dict.fromkeys((file for file in files if file.exists()), f"not removed: {error}"))
+
+
+def _delete(disk: Disk, prepared: Prepared, search: Sequence[Path]) -> Deletion:
+    """Delete the layers that a squash has replaced; the switch has been made whatever happens here."""
+    try:
+        deletion = plan_deletion(disk.image, prepared.manifest, search)
+        delete_layers(prepared, deletion)
+    except (ChainliftError, OSError) as error:
+        layers = [layer.identity.path for layer in prepared.manifest.layers]
+        kept = [Kept(path, f"not deleted: {error}") for path in layers if Path(path).exists()]
+        return Deletion([], kept, [], "")
+    return deletion
 
 
 def _carry_bitmaps(disk: Disk, chain: Chain, onto: int, target: Path) -> None:
     layers = [layer for layer in chain.layers[:onto] if layer.image is not None and layer.extents == 0]
-    if any(has_bitmaps(layer) for layer in layers):
+    if disk.keeps_bitmaps and any(has_bitmaps(layer) for layer in layers):
         carry_bitmaps(disk.qemu or find_qemu(need=["storage-daemon"]), layers, target)
 
 

@@ -61,6 +61,11 @@ class RunningDisk:
         """QEMU opens a backing file by an absolute name here, and takes it for overridden under any other."""
         return True
 
+    @property
+    def keeps_bitmaps(self) -> bool:
+        """Whether they are looked for in the graph: libvirt looks for them in the nodes that it has opened itself."""
+        return not self.session.is_libvirts
+
     def check(self, *, for_index: bool = False) -> None:  # noqa: ARG002 - a running QEMU reads any
         """Refuse a disk that must not be switched now; QEMU is asked again.
 

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 WARNING: Final = (
-    "libvirt does not learn of this: its block jobs fail until the domain is started again or restored, and an index "
-    "prevents save and migration (chainlift restore --libvirt first)"
+    "libvirt does not learn of this: its block jobs and backups do not find the layers until the domain is started "
+    "again, and an index prevents save and migration (chainlift restore --libvirt first)"
 )
 _READ_BYTES: Final = 1 << 20
 _QUICK_S: Final = 30.0

@@ -205,8 +205,8 @@ def _header_of(path: str, status: os.stat_result) -> Header | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        # A device without a medium holds no image.
-        if stat.S_ISBLK(status.st_mode) and error.errno not in (errno.EACCES, errno.EPERM):
+        # A device without a medium holds no image, nor does one that root may not open.
+        if stat.S_ISBLK(status.st_mode) and (error.errno not in (errno.EACCES, errno.EPERM) or os.geteuid() == 0):
             return None
         raise ImageError(f"cannot be looked at: {error.strerror}", path=path) from error
     if len(head) < HEADER_V2_LENGTH or not head.startswith(_MAGIC):

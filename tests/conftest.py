@@ -26,11 +26,15 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[QEMUS] = releases.chosen(config.getoption("--qemu"))
 
 
-def pytest_report_header(config: pytest.Config) -> str:
+def pytest_report_header(config: pytest.Config) -> list[str]:
     there = config.stash[QEMUS]
     lines = [f"{qemu.label} {qemu.version_text}" for qemu in there]
     lines += [f"{spec} is not there" for spec in config.getoption("--qemu") if spec not in {q.label for q in there}]
-    return f"QEMU: {', '.join(lines) or 'none'}"
+    left_out = [name for name in need.NEEDS if need.is_left_out([name])]
+    return [
+        f"QEMU: {', '.join(lines) or 'none'}",
+        *([f"left out, for this user is not root: the tests that want {' or '.join(left_out)}"] if left_out else []),
+    ]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -40,14 +44,19 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     unwanted = [releases.NONE.name, *([] if config.getoption("--long") else ["long"])]
     left_out = [item for item in items if any(map(item.get_closest_marker, unwanted))]
+    left_out += [item for item in items if need.is_left_out(wanted_by(item))]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if item not in left_out]
+        kept = set(items) - set(left_out)
+        items[:] = [item for item in items if item in kept]
+
+
+def wanted_by(item: pytest.Item) -> list[str]:
+    return [name for mark in item.iter_markers("needs") for name in mark.args]
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    for mark in item.iter_markers("needs"):
-        need.check(mark.args)
+    need.check(wanted_by(item))
 
 
 @pytest.fixture(scope="session")

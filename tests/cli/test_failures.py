@@ -29,7 +29,7 @@ VERBS = {
 
 
 @pytest.mark.integration
-@pytest.mark.skipif(not faults.can_trace(), reason="the harness knows x86-64 only")
+@pytest.mark.needs("x86-64")
 @pytest.mark.parametrize("fault", ["EIO", "ENOSPC"])
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_call_may_fail(tmp_path, contents, request, verb, fault):

@@ -5,11 +5,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from tests.support import need
 
 from chainlift.chain.names import Reference, parse_argument, parse_name
 from chainlift.cli.main import main
-from chainlift.errors import MissingToolError, PolicyError
-from chainlift.host.perf import check_perf
+from chainlift.errors import PolicyError
 from chainlift.qcow2.writer import write_image
 
 MIB = 1 << 20
@@ -57,10 +57,7 @@ def test_every_verb_takes_a_file_whose_name_looks_like_something_else(tmp_path, 
     make_chain(name)
     before, after = VERBS[verb]
     if before[0] == "profile":
-        try:
-            check_perf()
-        except MissingToolError as error:
-            pytest.skip(str(error))
+        need.check(("perf",))
     shutil.copytree(tmp_path, tmp_path / "copy")
     if verb in ("verify", "restore"):
         assert run("index", name) == 0

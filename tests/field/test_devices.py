@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from tests.support.later import not_yet
+from tests.support.need import missing
 from tests.support.running import Running
 from tests.support.stock import create, img, read, run, write
 
@@ -25,7 +26,7 @@ def devices(tmp_path):
                 made.truncate(8 << 20)
             done = subprocess.run(["losetup", "-f", "--show", file], capture_output=True, text=True)
             if done.returncode != 0:
-                pytest.skip(f"no loop device can be made here: {done.stderr.strip()}")
+                missing("loop", done.stderr.strip())
             device = Path(done.stdout.strip())
             found.append(device)
             create(device, found[-2] if number else None, named=str(found[-2]) if number else "")
@@ -45,6 +46,7 @@ def below_dev():
 
 @not_yet("the lift is written into /dev, which is in memory")
 @pytest.mark.parametrize("kind", ["index", "squash"])
+@pytest.mark.needs("root")
 def test_a_lift_is_never_written_below_dev(verb, kind, devices):
     before, names = read(devices[-1]), below_dev()
     said = verb(kind, devices[-1])
@@ -55,6 +57,7 @@ def test_a_lift_is_never_written_below_dev(verb, kind, devices):
 
 
 @not_yet("the lift is written into /dev, which is in memory")
+@pytest.mark.needs("root")
 def test_nor_under_a_running_disk(verb, devices):
     with Running(devices[-1], driver="host_device") as running:
         before, names = running.read(), below_dev()
@@ -64,6 +67,7 @@ def test_nor_under_a_running_disk(verb, devices):
         assert said.status == 2, said
 
 
+@pytest.mark.needs("root")
 def test_layers_on_devices_under_an_image_in_a_file(verb, devices, tmp_path):
     top = create(tmp_path / "top", devices[-1], named=str(devices[-1]))
     write(top, 9, "1M")
@@ -101,6 +105,7 @@ def test_device_nodes_are_never_unlinked(verb, nodes, tmp_path):
 
 
 @not_yet("flatten refuses whatever exists")
+@pytest.mark.needs("root")
 def test_flatten_onto_a_device_when_asked(verb, devices, tmp_path):
     volume = tmp_path / "target"
     with volume.open("wb") as made:

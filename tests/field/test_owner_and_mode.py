@@ -12,7 +12,7 @@ from tests.support.stock import make_pool, read
 
 pytestmark = [
     pytest.mark.integration,
-    pytest.mark.skipif(os.getuid() != 0, reason="only root can give files away"),
+    pytest.mark.needs("root"),
 ]
 OWNER, STRANGER = 1234, 4321
 

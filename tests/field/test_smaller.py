@@ -1,6 +1,5 @@
 """Smaller things that people met."""
 
-import os
 import shutil
 import subprocess
 
@@ -105,6 +104,7 @@ def test_a_restore_after_a_layer_changed_never_changes_what_is_read_without_a_wo
 TRACES = not_yet("an OSError ends in a traceback")
 
 
+@pytest.mark.needs("root")
 @pytest.mark.parametrize(
     "words",
     [
@@ -113,8 +113,6 @@ TRACES = not_yet("an OSError ends in a traceback")
     ],
 )
 def test_a_directory_that_may_not_be_entered_is_one_line(verb, words, tmp_path):
-    if os.getuid() != 0:
-        pytest.skip("only root can give files away")
     *_, disk = make_pool(tmp_path / "pool", "base", "one", "disk")
     (tmp_path / "pool").chmod(0o700)
     said = verb(words, disk, user=4321)

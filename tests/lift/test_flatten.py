@@ -5,8 +5,9 @@ import subprocess
 from contextlib import contextmanager
 
 import pytest
-from tests.lift.test_index import plain_chain
-from tests.support.chains import make_chain
+from tests.support.chains import make_chain, plain_chain
+from tests.support.mounts import in_memory
+from tests.support.need import missing
 
 from chainlift.cli.main import main
 from chainlift.errors import ImageError, UnknownStateError
@@ -30,7 +31,7 @@ def loop(tmp_path):
             file.write_bytes(os.urandom(MIB) * (size // MIB))
         done = subprocess.run(["losetup", "--show", "-f", file], capture_output=True, text=True)
         if done.returncode:
-            pytest.skip("no loop device can be made here (needs root)")
+            missing("loop", done.stderr.strip())
         made.append(done.stdout.strip())
         return tmp_path.__class__(made[-1])
 
@@ -71,7 +72,7 @@ def test_an_access_list_is_followed(tmp_path, umask):
     image, out = plain_chain(tmp_path / "c", length=2), tmp_path / "out"
     image.chmod(0o600)
     if subprocess.run(["setfacl", "-m", "u:1234:r", image], capture_output=True).returncode:
-        pytest.skip("this file system has no access lists, or there is no setfacl")
+        missing("acl")
     flatten_chain(image, out)
     lists = [subprocess.run(["getfacl", "-cpn", path], capture_output=True, text=True).stdout for path in (image, out)]
     assert lists[0] == lists[1] != ""
@@ -146,14 +147,13 @@ def test_a_file_that_cannot_be_written_is_as_before(tmp_path, small_disk):
 def small_disk(tmp_path):
     place = tmp_path / "small"
     place.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(place)], capture_output=True).returncode:
-        pytest.skip("no file system can be mounted here (needs root)")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
+    with in_memory(place, "1m"):
+        yield place
 
 
 @pytest.mark.parametrize("how", HOW)
 @pytest.mark.parametrize("seed", range(8))
+@pytest.mark.needs("root")
 def test_a_device_gets_the_image_and_keeps_what_is_behind_it(
     tmp_path, same, reference, loop, tool, host_qemu, seed, how
 ):
@@ -179,6 +179,7 @@ def drop_cache(device):
     subprocess.run(["blockdev", "--flushbufs", device], check=True)
 
 
+@pytest.mark.needs("root")
 def test_a_device_that_is_there_needs_to_be_asked_for(tmp_path, loop):
     image, device = plain_chain(tmp_path / "c", length=2), loop(8 * MIB)
     before = device.read_bytes()
@@ -188,6 +189,7 @@ def test_a_device_that_is_there_needs_to_be_asked_for(tmp_path, loop):
 
 
 @pytest.mark.parametrize("how", HOW)
+@pytest.mark.needs("root")
 def test_a_device_that_is_too_small_is_refused(tmp_path, loop, how):
     image, device = plain_chain(tmp_path / "c"), loop(2 * MIB)
     before = device.read_bytes()
@@ -195,6 +197,7 @@ def test_a_device_that_is_too_small_is_refused(tmp_path, loop, how):
     assert device.read_bytes() == before
 
 
+@pytest.mark.needs("root")
 def test_a_device_that_somebody_has_is_refused(tmp_path, loop, host_qemu):
     image, device = plain_chain(tmp_path / "c", length=2), loop(16 * MIB)
     with device.open("rb"):
@@ -212,6 +215,7 @@ def test_a_device_that_somebody_has_is_refused(tmp_path, loop, host_qemu):
         subprocess.run(["umount", place], check=True)
 
 
+@pytest.mark.needs("root")
 def test_a_device_that_the_chain_reads_is_refused(tmp_path, loop, tool, host_qemu):
     base = loop(16 * MIB)
     write_image(tmp_path / "base", virtual_size=8 * MIB, clusters=[0, 1], data=b"b" * 131072)
@@ -229,6 +233,7 @@ def test_a_device_that_the_chain_reads_is_refused(tmp_path, loop, tool, host_qem
     assert base.read_bytes() == before
 
 
+@pytest.mark.needs("root")
 def test_a_device_that_fails_is_told_with_status_4(tmp_path, small_disk, loop, capsys, contents):
     image = plain_chain(tmp_path / "c")
     with (small_disk / "disk").open("wb") as file:

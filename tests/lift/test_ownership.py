@@ -1,19 +1,19 @@
 """What is made of an image is readable to just those who can read the image."""
 
 import os
-import shutil
 import stat
 import subprocess
 
 import pytest
+from tests.support.need import missing
 
 from chainlift.errors import ImageError
 from chainlift.host import acl
 from chainlift.lift.ownership import Ownership, can_enter, make_directory, refuse_unreachable
 
 OWNER, GROUP, SOMEBODY = 1234, 1235, 4321
-as_root = pytest.mark.skipif(os.getuid() != 0, reason="needs root")
-with_setfacl = pytest.mark.skipif(shutil.which("setfacl") is None, reason="needs setfacl")
+as_root = pytest.mark.needs("root")
+with_setfacl = pytest.mark.needs("acl")
 
 
 @pytest.fixture
@@ -142,7 +142,7 @@ def test_a_label_follows_the_image(place, image):
     try:
         os.setxattr(image, "security.selinux", label)
     except OSError as error:
-        pytest.skip(f"no labels here: {error}")
+        missing("labels", str(error))
     made = new_file(place / "made")
     Ownership.of(image).apply(made)
     assert os.getxattr(made, "security.selinux") == label

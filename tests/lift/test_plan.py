@@ -6,9 +6,9 @@ import shutil
 import subprocess
 
 import pytest
-from tests.lift.test_index import plain_chain
-from tests.support.chains import make_chain
+from tests.support.chains import make_chain, plain_chain
 from tests.support.lifts import lift_index, lift_squash, restore_lift
+from tests.support.mounts import in_memory
 
 from chainlift.cli.main import main
 from chainlift.errors import ImageError
@@ -112,10 +112,8 @@ def test_a_plan_recommends_nothing_that_it_says_cannot_be_done(tmp_path):
 def small_file_system(tmp_path):
     place = tmp_path / "mounted"
     place.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "none", str(place)], capture_output=True).returncode:
-        pytest.skip("no file system can be mounted here (needs root)")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
+    with in_memory(place, "8m"):
+        yield place
 
 
 @pytest.mark.parametrize("free", [0, 300_000, 700_000])

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from chainlift.errors import MissingToolError, QemuError
+from chainlift.errors import QemuError
 from chainlift.qemu.binary import find_qemu
 from chainlift.qemu.monitor import Monitor
 from chainlift.qemu.nbd import NbdClient
@@ -17,10 +17,7 @@ pytestmark = pytest.mark.integration
 @pytest.fixture
 def serve():
     """Serves a file read-only, as long as the test runs."""
-    try:
-        qemu = find_qemu("host", need=["storage-daemon"])
-    except MissingToolError as error:
-        pytest.skip(str(error))
+    qemu = find_qemu("host", need=["storage-daemon"])
     with tempfile.TemporaryDirectory() as place:
         nbd, qmp = Path(place) / "nbd", Path(place) / "qmp"
 

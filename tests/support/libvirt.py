@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.support.need import missing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,8 +57,8 @@ def running_libvirtd() -> Iterator[Path]:
             if subprocess.run(["virsh", "-q", "list"], capture_output=True).returncode == 0:
                 break
             if daemon.poll() is not None:
-                pytest.skip(f"libvirtd does not run here: {(path / 'log').read_text()[-300:]}")
+                missing("libvirt", f"libvirtd does not run: {(path / 'log').read_text()[-300:]}")
             time.sleep(0.1)
         else:
-            pytest.skip("libvirtd does not answer")
+            missing("libvirt", "libvirtd does not answer")
         yield path

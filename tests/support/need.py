@@ -14,9 +14,12 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 VARIABLE = "CHAINLIFT_REQUIRE"
 
@@ -45,6 +48,7 @@ class Need:
 #: By the name that ``$CHAINLIFT_REQUIRE`` and the marker ``needs`` know it by. What is found out only by trying it has
 #: no more than a reason here: the test calls :func:`missing`.
 NEEDS = {
+    "acl": Need("needs setfacl (package acl) and a file system with access lists", ("setfacl", "getfacl")),
     "apt": Need("needs a Debian host", ("apt-get",)),
     "chromium": Need("needs chromium", ("chromium",)),
     "compiler": Need("needs gcc and binutils", ("gcc", "objcopy", "strip")),
@@ -53,12 +57,14 @@ NEEDS = {
     "glibc": Need("needs an x86-64 host with glibc", file="/lib64/ld-linux-x86-64.so.2"),
     "holes": Need("needs a file system that tells where its holes are"),
     "io_uring": Need("needs a kernel that lets QEMU use io_uring"),
+    "labels": Need("needs a file system that keeps security labels"),
     "libvirt": Need("needs libvirtd and virsh", ("libvirtd", "virsh")),
     "loop": Need("needs a loop device, and root to mount it (or sudo)"),
     "mount": Need("needs root to mount a file system (or sudo)"),
     "perf": Need("needs perf (package linux-perf)", ("perf",)),
     "releases": Need("needs QEMU of other Debian releases (chainlift qemu add)"),
     "root": Need("needs root"),
+    "stripped": Need("needs a QEMU that came without its symbols"),
     "systemd": Need("needs systemd-analyze", ("systemd-analyze",)),
     "x86-64": Need("needs x86-64: the harness knows its registers alone", machine="x86_64"),
 }
@@ -86,11 +92,25 @@ def missing(name: str, detail: str = "") -> NoReturn:
     pytest.skip(said)
 
 
-def check(names: tuple[str, ...]) -> None:
+def check(names: Iterable[str]) -> None:
     """End the test if one of these is not there."""
     for name in names:
-        if not NEEDS[name].is_met() or (name == "root" and os.geteuid() != 0):
+        if not NEEDS[name].is_met() or wants_root(name):
             missing(name)
+
+
+def is_left_out(names: Iterable[str]) -> bool:
+    """Whether a test that wants these is not run: only root could have one, this is a user, and it is not required."""
+    return any(wants_root(name) and name not in required() for name in names)
+
+
+def wants_root(name: str) -> bool:
+    """Whether only root could have it, and this is a user."""
+    if os.geteuid() == 0:
+        return False
+    # perf_event_open(2): above 2, which is Debian's choice, a user may not even look at processes of its own.
+    paranoid = Path("/proc/sys/kernel/perf_event_paranoid")
+    return name == "root" or (name == "perf" and paranoid.exists() and int(paranoid.read_text()) > 2)
 
 
 @functools.cache

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from tests.support.chains import make_chain
 from tests.support.lifts import lift_index, lift_squash
+from tests.support.need import missing
 
 from chainlift.chain import open_chain
 from chainlift.errors import AnswerIsNo, ImageError, PolicyError, QemuCrashed, QemuError
@@ -211,11 +212,11 @@ def test_a_relative_name_too_long_for_a_header_once_it_is_absolute(tmp_path, any
 def loop_devices(path):
     done = subprocess.run(["losetup", "--find", "--show", path], capture_output=True, text=True)
     if done.returncode != 0:
-        pytest.skip(f"no loop device: {done.stderr}")
+        missing("loop", done.stderr.strip())
     return done.stdout.strip()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root for a loop device")
+@pytest.mark.needs("root")
 def test_layers_on_block_devices(tmp_path, any_qemu):
     top = build(tmp_path / "chain", 3)
     image = tmp_path / "chain" / "active.qcow2"

@@ -2,11 +2,11 @@
 
 import json
 import os
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+from tests.support.need import missing
 
 from chainlift.chain.linear import Extent
 from chainlift.errors import ImageError, InputError
@@ -76,8 +76,6 @@ def test_network_protocols_and_files_that_are_gone_are_named_by_nobody(base, tmp
 
 
 def test_extents_of_an_index_and_a_data_file(base, tmp_path):
-    if shutil.which("qemu-img") is None:
-        pytest.skip("needs qemu-img")
     descriptor = tmp_path / "index-1.vmdk"
     descriptor.write_text(descriptor_text([Extent(str(base), base.stat().st_size)]))
     vmdk = {"driver": "vmdk", "file": {"driver": "file", "filename": str(descriptor)}}
@@ -136,7 +134,7 @@ def test_a_header_that_cannot_be_read_is_an_error(base, tmp_path):
         Search([tmp_path])
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="needs root")
+@pytest.mark.needs("root")
 def test_devices_are_looked_at(base, tmp_path):
     disk = tmp_path / "disk"
     write_image(disk, backing_file=str(base), **BELOW)
@@ -144,7 +142,7 @@ def test_devices_are_looked_at(base, tmp_path):
         file.truncate(MIB)
     done = subprocess.run(["losetup", "-f", "--show", disk], capture_output=True, text=True)
     if done.returncode != 0:
-        pytest.skip(f"no loop devices: {done.stderr}")
+        missing("loop", done.stderr.strip())
     device = done.stdout.strip()
     nodes = tmp_path / "nodes"
     nodes.mkdir()

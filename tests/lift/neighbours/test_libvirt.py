@@ -1,7 +1,6 @@
 """A real libvirtd: what its definitions name, while it runs and when it does not."""
 
 import os
-import shutil
 import socket
 import subprocess
 import time
@@ -14,7 +13,7 @@ from chainlift.qcow2.writer import write_image
 
 pytestmark = [
     pytest.mark.integration,
-    pytest.mark.skipif(not (shutil.which("libvirtd") and shutil.which("virsh")), reason="no libvirt here"),
+    pytest.mark.needs("libvirt"),
 ]
 NAME = "o'neill; list"
 DOMAIN = """

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import time
 from contextlib import contextmanager
@@ -10,16 +9,14 @@ from pathlib import Path
 
 import pytest
 from tests.support.libvirt import running_libvirtd, virsh
+from tests.support.need import missing
 
 from chainlift.errors import ImageError
 from chainlift.lift.neighbours.neighbourhood import Neighbourhood
 from chainlift.lift.neighbours.processes import OpenFiles
 from chainlift.qcow2.writer import write_image
 
-pytestmark = [
-    pytest.mark.integration,
-    pytest.mark.skipif(shutil.which("qemu-storage-daemon") is None, reason="needs qemu-storage-daemon"),
-]
+pytestmark = pytest.mark.integration
 MIB = 1 << 20
 
 
@@ -153,12 +150,12 @@ def test_a_record_counts_unless_it_is_ours(chain):
     assert around(disk).why_keep(one, ours=[two, disk, record]) is None
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="needs root")
+@pytest.mark.needs("root")
 def test_a_device_is_never_deleted(chain):
     _, one, _, disk = chain
     done = subprocess.run(["losetup", "-f", "--show", one], capture_output=True, text=True)
     if done.returncode != 0:
-        pytest.skip(f"no loop devices: {done.stderr}")
+        missing("loop", done.stderr.strip())
     device = Path(done.stdout.strip())
     try:
         found = around(disk)
@@ -168,7 +165,7 @@ def test_a_device_is_never_deleted(chain):
         subprocess.run(["losetup", "-d", device], check=True)
 
 
-@pytest.mark.skipif(not (shutil.which("libvirtd") and shutil.which("virsh")), reason="no libvirt here")
+@pytest.mark.needs("libvirt")
 def test_a_definition_keeps_what_it_names():
     with running_libvirtd() as place:
         base, one, two, disk = make_chain(place / "images" / "vm")

@@ -1,13 +1,13 @@
 """Who has a file open: real processes, in other mount namespaces too, and loop devices."""
 
 import os
-import shutil
 import subprocess
 import time
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from tests.support.need import missing
 
 from chainlift.errors import ImageError
 from chainlift.lift.neighbours.locks import refuse_if_open
@@ -15,7 +15,7 @@ from chainlift.lift.neighbours.processes import OpenFiles, describe_holders
 from chainlift.qcow2.writer import write_image
 
 NOBODY = 65534
-as_root = pytest.mark.skipif(os.getuid() != 0, reason="needs root")
+as_root = pytest.mark.needs("root")
 
 
 @pytest.fixture
@@ -79,7 +79,6 @@ def test_a_renamed_file_and_another_name_of_it_are_the_same_file(image):
 
 
 @as_root
-@pytest.mark.skipif(shutil.which("qemu-storage-daemon") is None, reason="needs qemu-storage-daemon")
 def test_a_daemon_in_another_mount_namespace_is_seen(image, tmp_path):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -106,7 +105,7 @@ def test_a_loop_device_holds_its_file_and_its_own_users_hold_the_device(tmp_path
     disk.write_bytes(bytes(1 << 20))
     done = subprocess.run(["losetup", "-f", "--show", disk], capture_output=True, text=True)
     if done.returncode != 0:
-        pytest.skip(f"no loop devices: {done.stderr}")
+        missing("loop", done.stderr.strip())
     device = Path(done.stdout.strip())
     try:
         moved = disk.rename(tmp_path / "moved")
@@ -123,7 +122,6 @@ def test_a_loop_device_holds_its_file_and_its_own_users_hold_the_device(tmp_path
 
 
 @as_root
-@pytest.mark.skipif(shutil.which("qemu-io") is None, reason="needs qemu-io")
 def test_another_users_qemu_is_seen_by_its_locks(image, tmp_path):
     tmp_path.chmod(0o755)
     image.chmod(0o644)

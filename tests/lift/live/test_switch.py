@@ -10,6 +10,7 @@ import pytest
 from tests.support.lifts import live_index, live_squash
 
 from chainlift.errors import AnswerIsNo, InputError, QemuError, UnknownStateError
+from chainlift.lift.build.descriptor import index_descriptor
 from chainlift.lift.disk import Change
 from chainlift.lift.live.disk import RunningDisk
 from chainlift.lift.live.graph import read_graph
@@ -268,6 +269,29 @@ def test_an_undo_under_an_iothread_that_reads_does_not_hang(make_chain, start_da
             stop.set()
         for done in reading:
             done.result()
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_a_header_that_names_the_chain_already_stays_as_it_is(make_chain, start_daemon, host_qemu, release):
+    chain = make_chain(5, virtual_size=8 << 20, per_layer=3)
+    original = Pointer(read_pointer(chain.active), "qcow2")
+    daemon = start_daemon(chain.active, qemu=release)
+    before = chain.active.read_bytes()
+    with open_session(daemon.qmp) as session:
+        session.is_libvirts = True  # no domain starts on an index: only QEMU knows of it
+        running = RunningDisk(session, host_qemu)
+        with prepare_index(chain.active) as prepared:
+            running.switch([Change(chain.active, original, prepared.manifest.lifted)])
+        assert read_pointer(chain.active) == original.name
+        running.check()
+        index = running.standing()[0].pointer
+        assert index_descriptor(index.name) == index_descriptor(prepared.manifest.lifted.name)
+        running.switch([Change(chain.active, index, original)])
+        running.check()
+    assert chain.active.read_bytes() == before
+    with daemon.client() as client:
+        assert read_all(client) == everything(chain)
+    assert read_graph(daemon.monitor).nodes["disk0"].filename == str(chain.active)  # what a snapshot would name
 
 
 def test_other_bytes_are_found_before_anything_is_switched(lifted, host_qemu, make_chain, tmp_path):

@@ -77,7 +77,7 @@ def refuse_node(graph: BlockGraph, disk: LiveDisk) -> None:
 
 
 def refuse_nameless(graph: BlockGraph, disk: LiveDisk) -> None:
-    """Refuse a chain of which a file has no name that leads to it now: QEMU could not open it again, and neither can we.
+    """Refuse a chain of which a file has no name that leads to it now: nobody could open it again.
 
     A QEMU that was started with ``-daemonize`` is in ``/`` by now, and its relative names lead nowhere
     (``os_setup_post()`` in os-posix.c); a reopen of such a node may fail long after.
@@ -96,8 +96,8 @@ def refuse_nameless(graph: BlockGraph, disk: LiveDisk) -> None:
             )
         if not Path(file).exists():
             raise InputError(
-                f"node {name} is {file}, and there is no such file here: it was renamed or deleted, or it is a relative "
-                "name in a directory that QEMU has left (-daemonize), or QEMU has another mount namespace",
+                f"node {name} is {file}, and there is no such file here: it was renamed or deleted, or it is a "
+                "relative name in a directory that QEMU has left (-daemonize), or QEMU has another mount namespace",
                 hint="start QEMU with absolute names, and run in its container",
             )
 

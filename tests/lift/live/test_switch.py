@@ -10,7 +10,6 @@ import pytest
 from tests.support.lifts import live_index, live_squash
 
 from chainlift.errors import AnswerIsNo, InputError, QemuError, UnknownStateError
-from chainlift.lift.build.descriptor import index_descriptor
 from chainlift.lift.disk import Change
 from chainlift.lift.live.disk import RunningDisk
 from chainlift.lift.live.graph import read_graph
@@ -18,6 +17,7 @@ from chainlift.lift.live.pivot import State
 from chainlift.lift.live.session import open_session, read_pointer
 from chainlift.lift.prepare import prepare_index
 from chainlift.lift.record.manifest import Pointer
+from chainlift.lift.record.pointer import index_descriptor
 
 pytestmark = pytest.mark.integration
 
@@ -271,11 +271,10 @@ def test_an_undo_under_an_iothread_that_reads_does_not_hang(make_chain, start_da
             done.result()
 
 
-@pytest.mark.parametrize("release", RELEASES)
-def test_a_header_that_names_the_chain_already_stays_as_it_is(make_chain, start_daemon, host_qemu, release):
+def test_a_header_that_names_the_chain_already_stays_as_it_is(make_chain, start_daemon, host_qemu, qemu):
     chain = make_chain(5, virtual_size=8 << 20, per_layer=3)
     original = Pointer(read_pointer(chain.active), "qcow2")
-    daemon = start_daemon(chain.active, qemu=release)
+    daemon = start_daemon(chain.active, qemu=qemu)
     before = chain.active.read_bytes()
     with open_session(daemon.qmp) as session:
         session.is_libvirts = True  # no domain starts on an index: only QEMU knows of it
@@ -323,8 +322,7 @@ def test_what_does_not_fit_the_chain_is_refused(lifted, host_qemu, tmp_path):
                 running.switch([Change(owner, old, new)])
         with pytest.raises(InputError, match="switched twice"):
             running.switch([good, good])
-        with pytest.raises(InputError, match="nothing to switch"):
-            running.switch([])
+        running.switch([])
     assert disk.daemon.nodes() == nodes
 
 

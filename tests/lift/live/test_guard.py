@@ -5,7 +5,9 @@ import fcntl
 import itertools
 import json
 import os
+import signal
 import struct
+import subprocess
 from socket import AF_UNIX
 from socket import socket as new_socket
 
@@ -162,6 +164,42 @@ def test_a_filter_between_the_layers_would_be_lost(make_chain, start_machine):
         *blockdev("vda", chain.active, backing="between"), "-device", "virtio-blk-pci,drive=vda,id=disk0",
     )  # fmt: skip
     assert "filter between lies between the layers" in refused(socket)
+
+
+def test_a_daemon_that_has_left_the_directory_of_a_relative_name_is_refused(make_chain, tmp_path):
+    chain = make_chain(3)
+    socket, pidfile = tmp_path / "qmp", tmp_path / "pid"
+    argv = find_qemu(need=("system",)).command(
+        "system",
+        *("-S", "-nodefaults", "-display", "none", "-machine", "q35,accel=tcg", "-m", "32", "-daemonize"),
+        *("-qmp", f"unix:{socket},server=on,wait=off", "-pidfile", str(pidfile)),
+        *(*blockdev("vda", chain.active.name), "-device", "virtio-blk-pci,drive=vda,id=disk0"),
+    )
+    subprocess.run(argv, check=True, cwd=chain.directory, timeout=60)
+    try:
+        said = refused(socket)
+    finally:
+        os.kill(int(pidfile.read_text()), signal.SIGKILL)
+    assert "node vda is /active.qcow2, and there is no such file here: " in said
+    assert "a relative name in a directory that QEMU has left (-daemonize)" in said
+
+
+def test_a_disk_that_was_given_as_a_file_descriptor_has_no_name(make_chain, tmp_path):
+    chain = make_chain(3, absolute_names=True)
+    socket, pidfile = tmp_path / "qmp", tmp_path / "pid"
+    with chain.active.open("rb+") as file:
+        argv = find_qemu(need=("system",)).command(
+            "system",
+            *("-S", "-nodefaults", "-display", "none", "-machine", "q35,accel=tcg", "-m", "32", "-daemonize"),
+            *("-qmp", f"unix:{socket},server=on,wait=off", "-pidfile", str(pidfile)),
+            *("-add-fd", f"fd={file.fileno()},set=2", *blockdev("vda", "/dev/fdset/2")),
+            *("-device", "virtio-blk-pci,drive=vda,id=disk0"),
+        )
+        subprocess.run(argv, check=True, pass_fds=(file.fileno(),), timeout=60)
+    try:
+        assert "node vda was opened through a file descriptor that QEMU was given (/dev/fdset/2)" in refused(socket)
+    finally:
+        os.kill(int(pidfile.read_text()), signal.SIGKILL)
 
 
 def test_what_has_no_qmp_socket_is_told_apart(tmp_path):

@@ -77,7 +77,8 @@ def test_an_index_lasts_until_the_domain_is_shut_down(domain, same_bytes):
         assert len(session.graph.backing_chain(session.disk.node)) == 2
     with open_session(where) as session:
         live_index(session, qemu=None)
-    with open_session(where) as session:
+    with open_session(where, device="vda") as session:
+        assert session.disk.path == overlay
         assert live_restore(session, clean=True).left == []
         session.refresh()
         assert len(session.graph.backing_chain(session.disk.node)) == 8
@@ -116,6 +117,10 @@ def test_what_libvirt_and_qemu_refuse_is_told(domain):
     where, _ = domain
     with pytest.raises(InputError, match="domain nobody's: failed to get domain"):
         open_session(Domain("nobody's")).__enter__()
+    with pytest.raises(InputError, match="has no qcow2 disk 'vdb'"):
+        open_session(where, device="vdb").__enter__()
+    with open_session(where, device="virtio-disk0") as session:
+        assert "virtio-disk0" in session.disk.users
     with VirshMonitor(where) as monitor, pytest.raises(QemuError, match="nonsense: The command nonsense has not been"):
         monitor.execute("nonsense")
     virsh("destroy", "chainlift's")

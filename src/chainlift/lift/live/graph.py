@@ -13,6 +13,7 @@ be, see :mod:`chainlift.lift.live.describe`, and :func:`read_edges` does without
 from __future__ import annotations
 
 import json
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -190,11 +191,13 @@ def local_filename(filename: str) -> str:
 
 
 def is_same_file(first: Path, second: Path) -> bool:
-    """Whether two names lead to one file, by device and inode."""
+    """Whether two names lead to one file, by device and inode, or to one block device."""
     try:
         one, other = first.stat(), second.stat()
     except OSError:
         return False
+    if stat.S_ISBLK(one.st_mode) and stat.S_ISBLK(other.st_mode):
+        return one.st_rdev == other.st_rdev  # it may have several nodes
     return (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino)
 
 

@@ -73,6 +73,33 @@ def refuse_node(graph: BlockGraph, disk: LiveDisk) -> None:
         raise InputError(f"the disk's node {node.name} is encrypted", hint="lifting encrypted layers is not supported")
     if disk.path is None:
         raise InputError(f"the disk's node {node.name} is not in a local file", hint="only local files can be lifted")
+    refuse_nameless(graph, disk)
+
+
+def refuse_nameless(graph: BlockGraph, disk: LiveDisk) -> None:
+    """Refuse a chain of which a file has no name that leads to it now: nobody could open it again.
+
+    A QEMU that was started with ``-daemonize`` is in ``/`` by now, and its relative names lead nowhere
+    (``os_setup_post()`` in os-posix.c); a reopen of such a node may fail long after.
+
+    :raise InputError: naming the node and the name.
+    """
+    for name in graph.backing_chain(disk.node):
+        file = graph.protocol_file(name)
+        if file is None:
+            continue
+        if file.startswith("/dev/fdset/"):
+            raise InputError(
+                f"node {name} was opened through a file descriptor that QEMU was given ({file}), under no name that "
+                "could be opened again",
+                hint="let QEMU open its disks by their names",
+            )
+        if not Path(file).exists():
+            raise InputError(
+                f"node {name} is {file}, and there is no such file here: it was renamed or deleted, or it is a "
+                "relative name in a directory that QEMU has left (-daemonize), or QEMU has another mount namespace",
+                hint="start QEMU with absolute names, and run in its container",
+            )
 
 
 def refuse_chain_in_use(graph: BlockGraph, disk: LiveDisk) -> None:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
+from xml.etree import ElementTree as ET
 
 from chainlift.errors import InputError, MissingToolError, QemuError
 from chainlift.lift.live.peer import Peer, look_at
@@ -176,6 +177,31 @@ def find_domain(domain: Domain) -> Peer:
             if ("-uuid", uuid) in pairwise(words):
                 return look_at(int(entry.name))
     raise InputError(f"{domain} does not run on this machine", hint="for a domain at rest, name its image instead")
+
+
+def device_of_target(domain: Domain, device: str) -> str:
+    """Return the id by which QEMU knows a disk that libvirt calls by its target (``vda``): its alias.
+
+    :param device: a target's name; anything else is returned as it is.
+    :raise InputError: if libvirt does not tell.
+    """
+    done = subprocess.run(
+        [find_virsh(), "-q", "dumpxml", "--", domain.name],
+        capture_output=True,
+        timeout=_QUICK_S,
+        check=False,
+        env={**os.environ, "LC_ALL": "C"},
+    )
+    try:
+        disks = ET.fromstring(done.stdout).findall("devices/disk")
+    except ET.ParseError:
+        said = done.stderr.decode(errors="replace").strip().splitlines() or ["virsh said nothing"]
+        raise InputError(f"{domain}: {said[-1].removeprefix('error: ')}", hint="see virsh dumpxml") from None
+    for disk in disks:
+        target, alias = disk.find("target"), disk.find("alias")
+        if target is not None and alias is not None and target.get("dev") == device:
+            return alias.get("name", device)
+    return device
 
 
 def _words(process: Path) -> list[str]:

@@ -14,7 +14,7 @@ from chainlift.lift.live import guard
 from chainlift.lift.live.describe import look
 from chainlift.lift.live.disks import LiveDisk, choose_disk, list_disks, list_iothreads
 from chainlift.lift.live.job import StreamJob
-from chainlift.lift.live.libvirt import WARNING, Domain, VirshMonitor, find_domain
+from chainlift.lift.live.libvirt import WARNING, Domain, VirshMonitor, device_of_target, find_domain
 from chainlift.lift.live.peer import Peer, find_peer, look_at
 from chainlift.lift.live.pivot import Pivot, State
 from chainlift.lift.live.steps import NODE_PREFIX, PAUSE_S, ActiveNode
@@ -118,7 +118,7 @@ def open_session(
     """Connect to a QEMU, find the disk that is meant, clean up after a killed run, and check that it can be switched.
 
     :param where: QEMU's QMP socket, or a libvirt domain.
-    :param device: the disk by a device's or an export's name; or
+    :param device: the disk by a device's or an export's name, or by libvirt's target (``vda``); or
     :param node: by its node; or
     :param image: by its active layer's file; all None where there is only one.
     :raise InputError: if it cannot be switched, with the reason.
@@ -126,6 +126,8 @@ def open_session(
     """
     with connect(where) as (monitor, version, peer):
         graph = look(monitor, peer)
+        if isinstance(where, Domain) and device is not None:
+            device = device_of_target(where, device)
         disk = choose_disk(list_disks(monitor, graph, peer), device=device, node=node, image=image)
         session = LiveSession(monitor, version, disk, graph, peer, [])
         if isinstance(where, Domain):

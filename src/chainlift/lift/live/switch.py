@@ -94,7 +94,9 @@ def plan_switch(session: LiveSession, changes: Sequence[Change], *, persist: boo
     assert pointer is not None
     name = (qemu_name(options[0]) if 0 in depths else None) or pointer.name
     target = Target(name, options[0], tuple(options[1:]))
-    plan = SwitchPlan(target, tuple(renames), persist and 0 in depths, one_by_one=len(options) > 1)
+    # A header that leads there already (of a lift that only QEMU knew) stays as it is, and QEMU knows it.
+    persist = persist and 0 in depths and not _says(wanted[0], headers[0])
+    plan = SwitchPlan(target, tuple(renames), persist, one_by_one=len(options) > 1)
     return _one_by_one(plan, session.image, pointer) if depths.keys() == {0} else plan
 
 

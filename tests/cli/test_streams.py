@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 
 import pytest
 
@@ -119,5 +120,10 @@ def test_an_interrupt_while_it_watches_is_one_line(tmp_path):
     ) as process:  # fmt: skip
         while not (tmp_path / "status").exists():
             assert process.poll() is None
-        process.send_signal(signal.SIGINT)
-        assert (process.wait(30), process.stderr.read()) == (130, "chainlift: interrupted\n")
+        # Python loses an interrupt that comes while it runs a weak reference's callback: a person presses again.
+        for _ in range(10):
+            process.send_signal(signal.SIGINT)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(5)
+                break
+        assert (process.returncode, process.stderr.read()) == (130, "chainlift: interrupted\n")

@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from tests.support.need import missing
 
 from chainlift.host.block_device import made_of, openers, write_zeros
 
@@ -23,7 +24,7 @@ def loop(tmp_path):
     def make(file, *options):
         done = run("losetup", "--show", *options, "-f", file)
         if done.returncode:
-            pytest.skip("no loop device can be made here (needs root)")
+            missing("loop", "no loop device can be made here (needs root)")
         made.append(done.stdout.strip())
         return Path(made[-1])
 
@@ -55,7 +56,7 @@ def test_a_partition_is_made_of_its_disk_and_not_of_the_ones_beside_it(tmp_path,
     for part in (1, 2):
         place = Path(f"/sys/block/{disk.name}/{disk.name}p{part}/dev")
         if not place.exists():
-            pytest.skip("this kernel makes no partitions of loop devices")
+            missing("loop partitions", "this kernel makes no partitions of loop devices")
         numbers.append(os.makedev(*map(int, place.read_text().split(":"))))
     assert made_of(numbers[0]) == {(numbers[0],), identity(disk), identity(file)}
     assert made_of(disk.stat().st_rdev) == {identity(disk), identity(file), *((number,) for number in numbers)}

@@ -60,6 +60,7 @@ NEEDS = {
     "labels": Need("needs a file system that keeps security labels"),
     "libvirt": Need("needs libvirtd and virsh", ("libvirtd", "virsh")),
     "loop": Need("needs a loop device, and root to mount it (or sudo)"),
+    "partitions": Need("needs a kernel that makes partitions of loop devices"),
     "mount": Need("needs root to mount a file system (or sudo)"),
     "perf": Need("needs perf (package linux-perf)", ("perf",)),
     "releases": Need("needs QEMU of other Debian releases (chainlift qemu add)"),

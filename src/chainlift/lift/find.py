@@ -7,12 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from chainlift.chain.names import format_reference
 from chainlift.errors import ImageError
 from chainlift.lift.disk import Change
 from chainlift.lift.record.lifts import Lift, find_lift, original_pointer
 from chainlift.lift.record.manifest import Pointer
 from chainlift.lift.record.pointer import read_pointer, refer
 from chainlift.qcow2.file import ImageFile
+from chainlift.qcow2.layout import QCOW_MAGIC
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from chainlift.lift.disk import Disk, Standing
 
 _MOST_IMAGES: Final = 10_000
-_MAGIC: Final = b"QFI\xfb"
+_MAGIC: Final = QCOW_MAGIC.to_bytes(4, "big")
 
 
 @dataclass(frozen=True)
@@ -103,18 +105,12 @@ def _lift_in(reference: Reference) -> Lift | None:
     """Return a lift that a name puts under the image that it names, in place of what that image's header says."""
     backing = None if reference.follows_header else reference.backing
     while backing is not None:
-        pointer = Pointer(name=_absolute_name(backing), format=backing.format)
+        pointer = Pointer(name=format_reference(backing), format=backing.format)
         lift = find_lift(Path(reference.path), pointer)
         if lift is not None and lift.can_be_undone:
             return lift
         backing = None if backing.follows_header else backing.backing
     return None
-
-
-def _absolute_name(reference: Reference) -> str:
-    from chainlift.chain.names import format_reference
-
-    return format_reference(reference)
 
 
 def _header_pointer(image: Path) -> Pointer | None:

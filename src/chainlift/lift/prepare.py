@@ -19,6 +19,7 @@ from chainlift.errors import ImageError
 from chainlift.lift.build.copying import Copied
 from chainlift.lift.build.files import Sources
 from chainlift.lift.build.index import build_index, least_room
+from chainlift.lift.build.layers import describe_layers
 from chainlift.lift.build.room import require_room, require_room_for_copy
 from chainlift.lift.build.squash import build_squash, find_onto, layers_below, squash_cluster_size
 from chainlift.lift.build.workspace import Workspace, as_errors
@@ -26,7 +27,7 @@ from chainlift.lift.disk import Change
 from chainlift.lift.neighbours.carried import has_bitmaps
 from chainlift.lift.neighbours.links import reached_by_link
 from chainlift.lift.neighbours.locks import LayerLocks
-from chainlift.lift.record.identity import describe_layers, identify
+from chainlift.lift.record.identity import identify
 from chainlift.lift.record.manifest import SUFFIX, Manifest, Pointer
 from chainlift.lift.record.pointer import led_to, refer
 from chainlift.lift.record.source import find_source, require_liftable

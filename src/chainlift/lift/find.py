@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Final
 from chainlift.chain.names import format_reference
 from chainlift.errors import ImageError
 from chainlift.lift.disk import Change
+from chainlift.lift.neighbours.links import reached_by_link
 from chainlift.lift.record.lifts import Lift, find_lift, original_pointer
 from chainlift.lift.record.manifest import Pointer
-from chainlift.lift.record.pointer import read_pointer, refer
+from chainlift.lift.record.pointer import led_to, read_pointer, refer
 from chainlift.qcow2.file import ImageFile
 from chainlift.qcow2.layout import QCOW_MAGIC
 
@@ -57,6 +58,7 @@ def find_lifts(disk: Disk, *, as_far_as_possible: bool = False) -> list[FoundLif
 
 def _walk(image: Path, standing: Sequence[Standing]) -> Iterator[FoundLift]:
     known = {os.path.realpath(entry.image): entry.pointer for entry in standing}
+    seen = {os.path.realpath(image)}
     pointer = known.get(os.path.realpath(image), _header_pointer(image))
     for _ in range(_MOST_IMAGES):
         if pointer is None:
@@ -65,6 +67,7 @@ def _walk(image: Path, standing: Sequence[Standing]) -> Iterator[FoundLift]:
         if lift is not None and lift.can_be_undone:
             try:
                 original, is_certain = original_pointer(image, lift)
+                original = _for_all_names(image, original)
             except ImageError:
                 yield FoundLift(lift, Change(image, pointer, lift.manifest.original), is_certain=False)
                 raise
@@ -87,8 +90,20 @@ def _walk(image: Path, standing: Sequence[Standing]) -> Iterator[FoundLift]:
         if reference.is_descriptor:
             return
         image = Path(os.path.abspath(reference.path))  # noqa: PTH100 - as QEMU resolves names
+        if os.path.realpath(image) in seen:
+            hint = "what was lifted stands on the image by now: nothing can be taken out"
+            raise ImageError("would be its own backing file", path=image, hint=hint)
+        seen.add(os.path.realpath(image))
         pointer = known.get(os.path.realpath(image), _header_pointer(image))
     raise ImageError(f"has more than {_MOST_IMAGES} images under it", path=image)
+
+
+def _for_all_names(image: Path, pointer: Pointer) -> Pointer:
+    """Make a relative name absolute where the image is reached by links: through the lift it opens by each of them."""
+    reference = refer(image, pointer)
+    if pointer.name.startswith(("/", "json:")) or not reference.follows_header or reached_by_link(image) is None:
+        return pointer
+    return replace(pointer, name=str(led_to(image, pointer)))
 
 
 def merged(found: Sequence[FoundLift]) -> list[Change]:

@@ -81,12 +81,10 @@ def _findings(lift: Lift) -> list[Finding]:
 
 def _changes(was: FileIdentity) -> list[Finding]:
     path = Path(was.path)
-    if not path.exists():
-        return [Finding(was.path, "is gone")]
     try:
         now = identify(path)
     except ImageError as error:
-        return [Finding(was.path, error.what)]
+        return [Finding(was.path, "is gone" if isinstance(error.__cause__, FileNotFoundError) else error.what)]
     is_device = was.inode == now.inode == 0  # its number may be another after every boot
     if (now.device, now.inode) != (was.device, was.inode) and not is_device:
         return [Finding(was.path, "is another file than it was")]

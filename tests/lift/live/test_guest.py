@@ -96,8 +96,9 @@ def a_guest_writes_through_pivots(tmp_path, qemu_name: str, *, iothread: bool) -
         assert hashlib.sha256(read.stdout).hexdigest() == name[2:], name
 
 
-def test_what_a_guest_on_an_iothread_synced_survives_pivots_and_a_kill(tmp_path):
-    a_guest_writes_through_pivots(tmp_path, "host", iothread=True)
+@pytest.mark.qemu(since=(6, 1))
+def test_what_a_guest_on_an_iothread_synced_survives_pivots_and_a_kill(tmp_path, qemu):
+    a_guest_writes_through_pivots(tmp_path, qemu, iothread=True)
 
 
 @pytest.mark.long

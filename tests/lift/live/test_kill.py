@@ -277,14 +277,16 @@ def qemu_killed(make_chain, start_daemon, same_bytes, *, qemu: str, every: bool)
     return killed
 
 
-def test_chainlift_killed_leaves_a_disk_that_the_next_run_puts_in_order(make_chain, start_daemon, same_bytes):
-    killed = chainlift_killed(make_chain, start_daemon, same_bytes, qemu="host", every=False)
+@pytest.mark.qemu(since=(6, 1))
+def test_chainlift_killed_leaves_a_disk_that_the_next_run_puts_in_order(make_chain, start_daemon, same_bytes, qemu):
+    killed = chainlift_killed(make_chain, start_daemon, same_bytes, qemu=qemu, every=False)
     sys.stdout.write(f"chainlift was killed at {killed} points\n")
     assert killed == 8
 
 
-def test_qemu_killed_leaves_an_image_that_reads_the_same(make_chain, start_daemon, same_bytes):
-    killed = qemu_killed(make_chain, start_daemon, same_bytes, qemu="host", every=False)
+@pytest.mark.qemu(since=(6, 1))
+def test_qemu_killed_leaves_an_image_that_reads_the_same(make_chain, start_daemon, same_bytes, qemu):
+    killed = qemu_killed(make_chain, start_daemon, same_bytes, qemu=qemu, every=False)
     sys.stdout.write(f"QEMU was killed at {killed} points\n")
     assert killed == 8
 

@@ -201,8 +201,9 @@ def torture(make_chain, start_daemon, same_bytes, *, qemu: str, length: int, piv
     return run, sizes
 
 
-def test_requests_survive_pivots_and_snapshots(make_chain, start_daemon, same_bytes):
-    torture(make_chain, start_daemon, same_bytes, qemu="host", length=20, pivots=12)
+@pytest.mark.qemu(since=(6, 1))
+def test_requests_survive_pivots_and_snapshots(make_chain, start_daemon, same_bytes, qemu):
+    torture(make_chain, start_daemon, same_bytes, qemu=qemu, length=20, pivots=12)
 
 
 @pytest.mark.long

@@ -7,7 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from tests.support.lifts import live_index, live_squash
+from tests.support.lifts import live_index, live_restore, live_squash
+from tests.support.need import missing
 
 from chainlift.errors import AnswerIsNo, InputError, QemuError, UnknownStateError
 from chainlift.lift.disk import Change
@@ -271,6 +272,7 @@ def test_an_undo_under_an_iothread_that_reads_does_not_hang(make_chain, start_da
             done.result()
 
 
+@pytest.mark.qemu(since=(6, 1))
 def test_a_header_that_names_the_chain_already_stays_as_it_is(make_chain, start_daemon, host_qemu, qemu):
     chain = make_chain(5, virtual_size=8 << 20, per_layer=3)
     original = Pointer(read_pointer(chain.active), "qcow2")
@@ -291,6 +293,54 @@ def test_a_header_that_names_the_chain_already_stays_as_it_is(make_chain, start_
     with daemon.client() as client:
         assert read_all(client) == everything(chain)
     assert read_graph(daemon.monitor).nodes["disk0"].filename == str(chain.active)  # what a snapshot would name
+
+
+@pytest.fixture
+def devices(tmp_path):
+    """Makes so many loop devices, as large as the layers of a test chain and a lift's metadata need."""
+    found: list[Path] = []
+
+    def make(count):
+        for number in range(count):
+            file = tmp_path / f"volume{number}"
+            with file.open("wb") as made:
+                made.truncate(32 << 20)
+            done = subprocess.run(["losetup", "-f", "--show", file], capture_output=True, text=True)
+            if done.returncode != 0:
+                missing("loop", done.stderr.strip())
+            found.append(Path(done.stdout.strip()))
+        return found
+
+    yield make
+    for device in found:
+        subprocess.run(["losetup", "-d", device], check=True)
+
+
+@pytest.mark.qemu(since=(6, 1))
+@pytest.mark.parametrize("verb", [live_index, live_squash])
+def test_layers_on_block_devices_are_opened_as_devices(make_chain, start_daemon, host_qemu, qemu, devices, verb):
+    chain = make_chain(4, virtual_size=8 << 20, per_layer=3, absolute_names=True)
+    for device, layer in zip(devices(2), (1, 3), strict=True):
+        device.write_bytes(chain.files[layer].read_bytes())
+        above = chain.files[layer + 1]
+        rebase = ["qemu-img", "rebase", "-u", "-f", "qcow2", "-F", "qcow2", "-b", device, above]
+        subprocess.run(rebase, check=True)
+        chain.files[layer].unlink()
+    daemon = start_daemon(chain.active, qemu=qemu)
+    drivers = sorted(node.driver for node in read_graph(daemon.monitor).nodes.values())
+    assert drivers.count("host_device") == 2
+    before = sorted(Path("/dev").iterdir())
+    with open_session(daemon.qmp) as session:
+        verb(session, qemu=host_qemu)
+    with daemon.client() as client:
+        assert read_all(client) == everything(chain)
+    with open_session(daemon.qmp) as session:
+        live_restore(session, qemu=host_qemu, clean=True)
+    assert sorted(Path("/dev").iterdir()) == before
+    assert sorted(node.driver for node in read_graph(daemon.monitor).nodes.values()) == drivers
+    assert read_graph(daemon.monitor).nodes["disk0"].filename == str(chain.active)
+    with daemon.client() as client:
+        assert read_all(client) == everything(chain)
 
 
 def test_other_bytes_are_found_before_anything_is_switched(lifted, host_qemu, make_chain, tmp_path):
@@ -322,7 +372,8 @@ def test_what_does_not_fit_the_chain_is_refused(lifted, host_qemu, tmp_path):
                 running.switch([Change(owner, old, new)])
         with pytest.raises(InputError, match="switched twice"):
             running.switch([good, good])
-        running.switch([])
+        with pytest.raises(InputError, match="nothing to switch"):
+            running.switch([])
     assert disk.daemon.nodes() == nodes
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from hypothesis import strategies as st
@@ -68,11 +69,14 @@ class Base(RuleBasedStateMachine):
     @rule(number=st.integers(0, (1 << 24) - 1))
     def take_step(self, number: int) -> None:
         if not self.is_over:
-            rng = random.Random(number)
+            # It likes to draw the same again: that is another step then.
+            self.drawn[number] += 1
+            rng = random.Random(f"{number}/{self.drawn[number]}")
             function = getattr(self, rng.choice(possible_steps(self)))
             function(**{key: rng.choice(choices) for key, choices in function.arguments.items()})
 
     world: World
+    drawn: Counter[int]
     #: A violation that is known was met: the world is broken, and nothing more happens in this run.
     is_over = False
 

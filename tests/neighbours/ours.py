@@ -12,14 +12,20 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 #: What else each verb may be told; one of the tuples is chosen.
-INDEX = [(), (), ("--copy-budget", "64K"), ("--copy-budget", "1M"), ("--json",)]
-SQUASH = [(), (), ("--json",)]
-RESTORE = [(), ("--clean",)]
+INDEX = [
+    (), (), (), ("--copy-budget", "64K"), ("--copy-budget", "1M", "--clean"), ("--json",), ("--drop-bitmaps",),
+    ("--content", "--force"), ("--lift-dir", "lifts", "--drop-bitmaps"),
+]  # fmt: skip
+SQUASH = [(), (), ("--json",), ("--clean",), ("--content", "--force"), ("--lift-dir", "lifts")]
+RESTORE = [(), (), ("--clean",), ("--dry-run",), ("--content", "--force"), ("--json", "--clean")]
 VERIFY = [(), ("--content",)]
 LOOK = [("plan",), ("inspect",), ("map",), ("plan", "--json")]
 FLATTEN = [(), ("-O", "raw"), ("--compress", "zlib")]
-LIVE_INDEX = [(), ("--copy-budget", "64K"), ("--content",)]
-LIVE_SQUASH = [(), ("--content",)]
+LIVE_INDEX = [
+    (), (), ("--copy-budget", "64K"), ("--content", "--clean"), ("--drop-bitmaps",),
+    ("--lift-dir", "lifts", "--drop-bitmaps"),
+]  # fmt: skip
+LIVE_SQUASH = [(), ("--content",), ("--clean",), ("--lift-dir", "lifts")]
 
 
 def _kind(*words: object) -> str:
@@ -54,7 +60,13 @@ class Ours(Base):
 
     @step(image=choice, options=RESTORE)
     def restore(self, image, options):
-        self._at_rest(image, "restore", options)
+        self._at_rest(image, "restore", options, looks="--dry-run" in options)
+
+    @step(image=choice, which=choice)
+    def restore_one_lift(self, image, which):
+        """Take out one lift, named by the image that stands on it."""
+        if (standing := self.overlay(which)) is not None:
+            self._at_rest(image, "restore", ("--lift", str(standing)))
 
     @step(weight=2, image=choice)
     def restore_once_more(self, image):
@@ -110,7 +122,7 @@ class Ours(Base):
 
     @step(when=runs, weight=2, which=choice, options=RESTORE)
     def restore_live(self, which, options):
-        self._live(which, "restore", options)
+        self._live(which, "restore", options, looks="--dry-run" in options)
 
     @step(when=runs, which=choice)
     def plan_live(self, which):

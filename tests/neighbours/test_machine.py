@@ -40,10 +40,11 @@ def _machine(place: Path, reader: Reader, verbs: Verbs, counts: Counter[str]) ->
         @initialize(scene=st.sampled_from(sorted(SCENES)))
         def begin(self, scene: str) -> None:
             self.world = World(place / "w", reader, verbs, counts)
+            self.drawn = Counter()
             self.world.count("runs")
             template = place / scene
             if scene not in made:
-                for name in ("pool", "clones"):
+                for name in ("pool", "clones", "lifts"):
                     (self.world.root / name).mkdir()
                     self.world.script.append(f"mkdir {name}")
                 SCENES[scene](self.world)

@@ -146,7 +146,9 @@ class World:
 
     def directories(self) -> list[Path]:
         """Return the directories that are a person's."""
-        return sorted(path for path in self.root.iterdir() if path.is_dir() and not is_ours(path))
+        return sorted(
+            path for path in self.root.iterdir() if path.is_dir() and not is_ours(path) and path.name != "lifts"
+        )
 
     def truth(self, files: dict[Path, File]) -> dict[Path, str | None]:
         """Return what each image reads; of these files it is read once only."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections import Counter
 from typing import TYPE_CHECKING
 
 from hypothesis import strategies as st
@@ -12,6 +11,7 @@ from tests.neighbours import oracle
 from tests.neighbours.world import pick, pointer
 
 if TYPE_CHECKING:
+    from collections import Counter
     from collections.abc import Callable, Sequence
     from pathlib import Path
 

@@ -205,6 +205,9 @@ def test_a_device_that_somebody_has_is_refused(tmp_path, loop, host_qemu):
     with subprocess.Popen(["sleep", "60"], stdin=device.open("rb")) as sleeping:
         refused(image, device, r"is open in sleep \(process")
         sleeping.kill()
+    # Who only looks, as udev and losetup do, is waited for.
+    with subprocess.Popen(["sleep", "0.2"], stdin=device.open("rb")):
+        flatten_chain(image, device, overwrite=True)
     subprocess.run(["mkfs.ext4", "-q", device], check=True)
     place = tmp_path / "place"
     place.mkdir()

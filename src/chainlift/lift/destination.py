@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from chainlift.chain import Chain
     from chainlift.lift.build.files import Sources
 
+_MOMENT_S: Final = 0.5
 _ACL: Final = "system.posix_acl_access"
 
 
@@ -186,7 +188,7 @@ def refuse_existing(out: Path, *, overwrite: bool) -> None:
 @contextmanager
 def _device(out: Path, number: int, files: Mapping[tuple[int, ...], str]) -> Iterator[DeviceDestination]:
     _refuse_layer(made_of(number), files, out)
-    if who := openers(number):
+    if who := _lasting_openers(number):
         raise ImageError(f"is open in {', '.join(who[:3])}", path=out, hint="close it there first")
     _refuse_in_use(out)
     try:
@@ -202,6 +204,14 @@ def _device(out: Path, number: int, files: Mapping[tuple[int, ...], str]) -> Ite
         yield DeviceDestination(out, descriptor, os.lseek(descriptor, 0, os.SEEK_END))
     finally:
         os.close(descriptor)
+
+
+def _lasting_openers(number: int) -> list[str]:
+    """Name who has a device open for more than a moment: udev, blkid and losetup look at every one now and then."""
+    deadline = time.monotonic() + _MOMENT_S
+    while (who := openers(number)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return who
 
 
 def _refuse_layer(written: set[tuple[int, ...]], files: Mapping[tuple[int, ...], str], out: Path) -> None:

@@ -111,10 +111,11 @@ def wait_for(condition, seconds=60.0):
         time.sleep(0.1)
 
 
-def test_content_goes_with_a_running_qemu_only(running):
+def test_an_image_that_runs_is_refused_at_rest_and_who_has_it_is_named(running):
     done = chainlift("index", running[1], "--content")
     assert done.returncode == 2
-    assert "--content goes with --qmp or --libvirt" in done.stderr
+    assert "is open in qemu-storage-da" in done.stderr
+    assert "name its QMP socket with --qmp" in done.stderr
 
 
 def test_two_ways_to_one_monitor_are_bad_use(running):

@@ -7,13 +7,13 @@ import subprocess
 
 import pytest
 from tests.support.chains import make_chain, plain_chain
-from tests.support.lifts import lift_index, lift_squash, restore_lift
+from tests.support.lifts import lift_index, lift_squash, plan_lift, restore_lift
 from tests.support.mounts import in_memory
 
 from chainlift.cli.main import main
 from chainlift.errors import ImageError
 from chainlift.lift.flatten import flatten_chain
-from chainlift.lift.plan import Choice, plan_lift, recommend
+from chainlift.lift.plan import Choice, recommend
 from chainlift.lift.record.lifts import lift_directory
 from chainlift.qcow2.writer import write_image
 

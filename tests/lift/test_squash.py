@@ -1,14 +1,15 @@
+import contextlib
 from pathlib import Path
 
 import pytest
 from tests.support.chains import make_chain, plain_chain
-from tests.support.lifts import lift_index, lift_squash, restore_lift, verify_lift
+from tests.support.lifts import lift_index, lift_squash, plan_lift, restore_lift, verify_lift
 from tests.support.mounts import on_a_loop_device
 
 from chainlift.chain import open_chain
-from chainlift.errors import ImageError, OperationError
+from chainlift.errors import AnswerIsNo, ImageError
+from chainlift.lift import verbs
 from chainlift.lift.flatten import flatten_chain
-from chainlift.lift.plan import plan_lift
 from chainlift.lift.record.lifts import lift_directory
 from chainlift.qcow2.writer import write_image
 
@@ -95,6 +96,7 @@ def test_only_layers_that_nobody_else_uses_are_deleted(tmp_path, host_qemu, same
     assert same(branch, other)
     assert sorted(path.name for path in (tmp_path / "c").iterdir()) == [
         "layer0.qcow2", "layer1.qcow2", "layer2.qcow2", "layer6.qcow2", "layer6.qcow2.lift",
+        "layer6.qcow2.lift.json",
     ]  # fmt: skip
     assert verify_lift(image)[1] == []
     with pytest.raises(ImageError, match="no way back"):
@@ -151,8 +153,22 @@ def test_a_layer_outside_the_searched_directories_is_kept(tmp_path, host_qemu):
 def test_nothing_is_deleted_or_switched_where_the_bytes_differ(tmp_path, host_qemu, contents, monkeypatch):
     image = plain_chain(tmp_path / "c")
     before = contents(tmp_path)
-    monkeypatch.setattr("chainlift.lift.delete.first_difference", lambda *_: 4096)
-    with pytest.raises(OperationError, match="other bytes from offset 4096"):
+    real = verbs.prepare_squash
+
+    @contextlib.contextmanager
+    def spoilt(*arguments, **options):
+        with real(*arguments, **options) as prepared:
+            path = Path(prepared.manifest.files[0].path)
+            with open_chain(path) as chain:
+                (window,) = chain.resolve(21 * 65536, 22 * 65536)
+                place = int(window.host_offset[0])
+            with path.open("r+b") as stream:
+                stream.seek(place)
+                stream.write(b"other")
+            yield prepared
+
+    monkeypatch.setattr(verbs, "prepare_squash", spoilt)
+    with pytest.raises(AnswerIsNo, match=f"at byte {21 * 65536} of the disk; nothing was switched"):
         lift_squash(image, host_qemu, delete_in=[tmp_path])
     assert contents(tmp_path) == before
     assert not lift_directory(image).exists()

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from chainlift.lift import verbs
 from chainlift.lift.at_rest import DiskAtRest
 from chainlift.lift.live.disk import RunningDisk
+from chainlift.lift.plan import plan
 from chainlift.lift.verify import verify
 
 
@@ -19,6 +20,10 @@ def lift_squash(image, qemu, *, delete_in=None, **options):
 
 def restore_lift(image, qemu, **options):
     return verbs.restore(DiskAtRest(image, qemu), **options)
+
+
+def plan_lift(image, **options):
+    return plan(DiskAtRest(image, None), **options)
 
 
 def verify_lift(image, qemu=None, **options):

@@ -20,7 +20,7 @@ VERBS = {
 def lifted(tmp_path, host_qemu):
     image = plain_chain(tmp_path / "c")
     lift_index(image, host_qemu)
-    return image, lift_directory(image) / "manifest.json"
+    return image, lift_directory(image) / "index-1.json"
 
 
 def rewrite(path, change):
@@ -40,13 +40,13 @@ def test_a_manifest_comes_back_as_it_was_written(tmp_path, host_qemu):
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_lift_of_a_newer_chainlift_is_refused_and_nothing_touched(tmp_path, host_qemu, contents, capsys, verb):
     image, path = lifted(tmp_path, host_qemu)
-    rewrite(path, lambda data: data.update(schema=3, news="of layers"))
+    rewrite(path, lambda data: data.update(schema=4, news="of layers"))
     before = contents(tmp_path)
     with pytest.raises(SystemExit) as ended:
         main([*VERBS[verb], str(image)])
     said = capsys.readouterr().err
     assert ended.value.code == 2
-    assert said == f"chainlift: {path}: has schema 3, this chainlift reads 2; use the chainlift that made it\n"
+    assert said == f"chainlift: {path}: has schema 4, this chainlift reads 3; use the chainlift that made it\n"
     assert contents(tmp_path) == before
 
 

@@ -1,5 +1,6 @@
 """QEMU held between opening a chain and its first request, and again before it closes it."""
 
+import os
 import subprocess
 import sys
 import time
@@ -10,7 +11,7 @@ from tests.support.need import as_root, missing
 
 from chainlift.errors import QemuError
 from chainlift.qcow2.writer import write_image
-from chainlift.qemu.bench import reading
+from chainlift.qemu.bench import _is_on_stdout, reading
 from chainlift.qemu.binary import find_qemu
 
 pytestmark = pytest.mark.integration
@@ -48,6 +49,12 @@ def test_nothing_is_read_before_it_is_let_go(image):
             assert "Run completed in" in work.said()
             return
     pytest.fail("it was never held again")
+
+
+def test_a_process_that_has_ended_stands_in_no_call():
+    with subprocess.Popen(["true"]) as process:
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert not _is_on_stdout(process.pid)
 
 
 def test_leaving_ends_what_is_held(image):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Self
 
 from chainlift.errors import MissingToolError, QemuCrashed, QemuError
 from chainlift.host.process import describe_end
+from chainlift.qemu.memory import read_resident_set
 from chainlift.qemu.process import QemuProcess, run_tool
 
 if TYPE_CHECKING:
@@ -229,6 +230,8 @@ def _is_on_stdout(pid: int) -> bool:
     except (FileNotFoundError, ProcessLookupError):
         return False
     except PermissionError as error:
+        if read_resident_set(pid) is None:
+            return False  # it has ended: newer kernels tell of a process without memory to root alone
         raise QemuError(
             "may not see what QEMU waits for (/proc/PID/syscall)",
             hint="see the sysctl kernel.yama.ptrace_scope: 0 or 1 will do",

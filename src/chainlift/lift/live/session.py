@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from chainlift.lift.live.job import StreamJob
 from chainlift.lift.live.libvirt import WARNING, Domain, VirshMonitor, device_of_target, find_domain
 from chainlift.lift.live.peer import Peer, find_peer, look_at
 from chainlift.lift.live.pivot import Pivot, State
-from chainlift.lift.live.steps import NODE_PREFIX, PAUSE_S, ActiveNode
+from chainlift.lift.live.steps import PAUSE_S, ActiveNode, node_prefix
 from chainlift.lift.tidy import remove_leftovers
 from chainlift.qcow2.header import parse_header
 from chainlift.qemu.monitor import Monitor
@@ -181,11 +180,6 @@ def read_pointer(image: Path) -> str | None:
     with image.open("rb") as file:
         name = parse_header(file.read(_HEADER_BYTES), str(image)).backing_file
     return None if name is None else os.fsdecode(name)
-
-
-def node_prefix(image: Path) -> str:
-    """Return how the names of the nodes begin that we add for this image; 19 of the 31 characters that QEMU allows."""
-    return NODE_PREFIX + hashlib.sha256(str(image.resolve()).encode()).hexdigest()[:8]
 
 
 def _version(monitor: Qmp) -> tuple[int, int, int]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chainlift.errors import ImageError
+from chainlift.errors import ImageError, QemuError, UnknownStateError
 from chainlift.lift.live import guard
 from chainlift.lift.live.describe import look
 from chainlift.lift.live.disks import LiveDisk, choose_disk, list_disks, list_iothreads
@@ -122,6 +122,7 @@ def open_session(
     :param image: by its active layer's file; all None where there is only one.
     :raise InputError: if it cannot be switched, with the reason.
     :raise QemuError: if QEMU does not answer.
+    :raise UnknownStateError: if what a killed run has left there cannot be finished or undone.
     """
     with connect(where) as (monitor, version, peer):
         graph = look(monitor, peer)
@@ -139,16 +140,31 @@ def open_session(
                 f"node {disk.node} is not on QEMU's command line: options that QEMU does not tell (l2-cache-size, "
                 "lazy-refcounts, pass-discard-*) go to their defaults"
             )
-        left = StreamJob(monitor, session.active()).finish_left()
-        if left:
-            session.refresh()
-        if session.pivot().recover() or left:
+        if _finish_left(session):
             session.warnings.append("finished what a killed run had left in this QEMU")
             session.refresh()
             if read_pointer(session.image) is None:
                 remove_leftovers(session.image)
         session.check()
         yield session
+
+
+def _finish_left(session: LiveSession) -> bool:
+    """Finish or undo what a killed run has left in QEMU; return whether there was anything.
+
+    :raise UnknownStateError: if that does not work.
+    """
+    try:
+        left = StreamJob(session.monitor, session.active()).finish_left()
+        if left:
+            session.refresh()
+        return session.pivot().recover() or left
+    except QemuError as error:
+        raise UnknownStateError(
+            f"what a killed run had left in QEMU could not be put in order ({error})",
+            path=session.image,
+            hint="the disk reads the same bytes, whichever chain it stands on: delete nothing, run the command again",
+        ) from error
 
 
 @contextmanager

@@ -42,7 +42,7 @@ from chainlift.errors import ChainliftError, QemuCrashed, QemuError, UnknownStat
 from chainlift.lift.live.closing import closing
 from chainlift.lift.live.graph import is_same_file
 from chainlift.lift.live.layers import follows_headers
-from chainlift.lift.live.steps import NODE_PREFIX, PAUSE_S, ActiveNode, Steps, Timings
+from chainlift.lift.live.steps import NODE_PREFIX, PAUSE_S, ActiveNode, Steps, Timings, node_prefix
 from chainlift.lift.target import node_options, pointed_file
 
 if TYPE_CHECKING:
@@ -349,7 +349,22 @@ class Pivot:
             for _ in closing(self._steps, old, bit_by_bit=self._frees_in_reopen):
                 pass
         self._remove_ours()
+        self._remove_strays()
         return True
+
+    def _remove_strays(self) -> None:
+        """Delete nodes that were added when an image below was the active layer, and that nobody stands on any more."""
+        graph = self._steps.read_edges()
+        strays = [name for name in graph.names if name.startswith(NODE_PREFIX) and not graph.parents(name)]
+        if not strays:
+            return
+        graph = self._steps.read_graph()
+        files = [graph.protocol_file(node) for node in graph.backing_chain(self._active.name)]
+        prefixes = {node_prefix(Path(file)) for file in files if file is not None}
+        for name in strays:
+            prefix, _, number = name.removeprefix(NODE_PREFIX).partition("-")
+            if NODE_PREFIX + prefix in prefixes and number.replace("-", "").isdecimal():
+                self._steps.delete(name)
 
     def _is_to_be_undone(self, held: str, backing: str | None) -> bool:
         """Whether the headers still name the chain that is held, and not the one that the disk reads through."""
@@ -377,13 +392,22 @@ class Pivot:
                 self._rename(node, Path(image), file)
 
     def _hold_again(self, graph: BlockGraph, held: str) -> str:
-        """Move the hold up to a node of ours over it: a run was killed after moving the hold and before deleting it."""
-        above = [edge.parent for edge in graph.parents(held) if edge.role == "backing"]
-        for name in above:
-            if isinstance(name, str) and name.startswith(NODE_PREFIX) and not graph.parents(name):
-                self._steps.move_hold(name)
-                return name
-        return held
+        """Move the hold up again: a run was killed after moving it down and before deleting the nodes that have names.
+
+        They stand over what is held, and nobody stands on the uppermost.
+        """
+        used = set(graph.subtree(self._active.root))
+        top = held
+        while above := [
+            edge.parent
+            for edge in graph.parents(top)
+            if edge.role == "backing" and isinstance(edge.parent, str) and edge.parent not in used
+        ]:
+            top = above[0]
+        if top == held or graph.parents(top) or any(map(graph.is_written, graph.layer_nodes(top))):
+            return held
+        self._steps.move_hold(top)
+        return top
 
 
 def _opens(graph: BlockGraph, node: str, path: Path) -> bool:

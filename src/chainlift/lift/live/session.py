@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chainlift.errors import ImageError
+from chainlift.errors import ImageError, QemuError, UnknownStateError
 from chainlift.lift.live import guard
 from chainlift.lift.live.describe import look
 from chainlift.lift.live.disks import LiveDisk, choose_disk, list_disks, list_iothreads
@@ -17,7 +16,7 @@ from chainlift.lift.live.job import StreamJob
 from chainlift.lift.live.libvirt import WARNING, Domain, VirshMonitor, device_of_target, find_domain
 from chainlift.lift.live.peer import Peer, find_peer, look_at
 from chainlift.lift.live.pivot import Pivot, State
-from chainlift.lift.live.steps import NODE_PREFIX, PAUSE_S, ActiveNode
+from chainlift.lift.live.steps import PAUSE_S, ActiveNode, node_prefix
 from chainlift.lift.tidy import remove_leftovers
 from chainlift.qcow2.header import parse_header
 from chainlift.qemu.monitor import Monitor
@@ -123,6 +122,7 @@ def open_session(
     :param image: by its active layer's file; all None where there is only one.
     :raise InputError: if it cannot be switched, with the reason.
     :raise QemuError: if QEMU does not answer.
+    :raise UnknownStateError: if what a killed run has left there cannot be finished or undone.
     """
     with connect(where) as (monitor, version, peer):
         graph = look(monitor, peer)
@@ -140,16 +140,31 @@ def open_session(
                 f"node {disk.node} is not on QEMU's command line: options that QEMU does not tell (l2-cache-size, "
                 "lazy-refcounts, pass-discard-*) go to their defaults"
             )
-        left = StreamJob(monitor, session.active()).finish_left()
-        if left:
-            session.refresh()
-        if session.pivot().recover() or left:
+        if _finish_left(session):
             session.warnings.append("finished what a killed run had left in this QEMU")
             session.refresh()
             if read_pointer(session.image) is None:
                 remove_leftovers(session.image)
         session.check()
         yield session
+
+
+def _finish_left(session: LiveSession) -> bool:
+    """Finish or undo what a killed run has left in QEMU; return whether there was anything.
+
+    :raise UnknownStateError: if that does not work.
+    """
+    try:
+        left = StreamJob(session.monitor, session.active()).finish_left()
+        if left:
+            session.refresh()
+        return session.pivot().recover() or left
+    except QemuError as error:
+        raise UnknownStateError(
+            f"what a killed run had left in QEMU could not be put in order ({error})",
+            path=session.image,
+            hint="the disk reads the same bytes, whichever chain it stands on: delete nothing, run the command again",
+        ) from error
 
 
 @contextmanager
@@ -181,11 +196,6 @@ def read_pointer(image: Path) -> str | None:
     with image.open("rb") as file:
         name = parse_header(file.read(_HEADER_BYTES), str(image)).backing_file
     return None if name is None else os.fsdecode(name)
-
-
-def node_prefix(image: Path) -> str:
-    """Return how the names of the nodes begin that we add for this image; 19 of the 31 characters that QEMU allows."""
-    return NODE_PREFIX + hashlib.sha256(str(image.resolve()).encode()).hexdigest()[:8]
 
 
 def _version(monitor: Qmp) -> tuple[int, int, int]:

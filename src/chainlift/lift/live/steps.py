@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
 NODE_PREFIX: Final = "chainlift-"
 #: How long QEMU is left alone between two steps that each stop its main loop for a moment.
 PAUSE_S: Final = 0.005
+
+
+def node_prefix(image: Path) -> str:
+    """Return how the names of the nodes begin that we add for this image; 19 of the 31 characters that QEMU allows."""
+    return NODE_PREFIX + hashlib.sha256(str(image.resolve()).encode()).hexdigest()[:8]
 
 
 @dataclass(frozen=True)

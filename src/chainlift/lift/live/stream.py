@@ -77,7 +77,11 @@ def stream_live(
     disk = RunningDisk(session, qemu)
     source = find_source(session.image, disk.standing()[0].pointer)
     if source.lift is not None:
-        done, job_s = _stream(session, rate_bytes_per_s, progress)
+        try:
+            done, job_s = _stream(session, rate_bytes_per_s, progress)
+        except QemuError as error:
+            _require_answer(session, error)
+            raise
         _tidy(session)
         remove_leftovers(session.image)  # where it was the index of a stream that was killed
         files = [file for file in (source.lift.file, *map(Path, source.lift.manifest.supersedes)) if file.exists()]
@@ -133,6 +137,21 @@ def _go_back(session: LiveSession, source: Source, releasing: Iterator[None], ca
             path=session.image,
             hint="if QEMU still runs, it may read through the index in the image's .lift directory: delete nothing and "
             "run the command again; if it has ended, the image is what its header says",
+        ) from cause
+
+
+def _require_answer(session: LiveSession, cause: QemuError) -> None:
+    """Tell a job that failed from a QEMU that cannot be asked what has become of it.
+
+    :raise UnknownStateError: if it does not answer.
+    """
+    try:
+        session.refresh()
+    except QemuError as error:
+        raise UnknownStateError(
+            f"{cause}; whether the job is done is not known ({error})",
+            path=session.image,
+            hint="if QEMU still runs, run the command again; if it has ended, the image is what its header says",
         ) from cause
 
 

@@ -100,23 +100,6 @@ def plan_switch(session: LiveSession, changes: Sequence[Change], *, persist: boo
     return _one_by_one(plan, session.image, pointer) if depths.keys() == {0} else plan
 
 
-def compared_target(session: LiveSession, changes: Sequence[Change]) -> Target:
-    """Return what the disk will stand on, for somebody who opens it while the headers in the middle are as they were.
-
-    :raise InputError: if a change does not fit to the chain that QEMU has.
-    """
-    found = standing(session.graph, session.disk.node, session.image)
-    depths = _depths(session, found, changes)
-    lowest = max(depths, default=0)
-    wanted = _apply(found, depths)
-    says = {depth: _says(wanted[depth], read_pointer(found[depth].image)[1]) for depth in range(1, lowest + 1)}
-    options: dict[str, Any] | None = None
-    for upper in reversed(_options(wanted, lowest, says)):
-        options = upper if options is None else {**upper, "backing": options}
-    assert options is not None
-    return Target("", options)
-
-
 def _depths(session: LiveSession, found: Sequence[Standing], changes: Sequence[Change]) -> dict[int, Change]:
     """Return the depth in the chain of each change's owner: 0 is the active layer."""
     graph = session.graph

@@ -22,14 +22,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.neighbours.reader import MOST_FILES, digest
-from tests.neighbours.world import File, World, is_ours, names_a_lift, pointer
+from tests.neighbours.world import MAGIC, File, World, is_ours, names_a_lift, pointer
 
 if TYPE_CHECKING:
     from tests.support.running import Running
     from tests.support.verbs import Said
 
-#: What is known to be wrong: a pattern of the violation, and why it is not repaired yet. A run that meets one ends.
-KNOWN: dict[str, str] = {}
+#: What is known to be wrong: a pattern of the violation, and what it is. A run that meets one ends and is no failure;
+#: a line goes when its fault is repaired.
+KNOWN: dict[str, str] = {
+    r"^restore\b.*: the image by another name does not open any more":
+        "restore writes the relative name it found, which a link in another directory cannot follow",
+    r"^stream --qmp.*: an image over a json: name with a backing file of its own reads other bytes":
+        "stream fills an image that another one opens without its backing file",
+}  # fmt: skip
 
 
 class Violation(AssertionError):  # noqa: N818 - what a run shows
@@ -215,7 +221,7 @@ def _may_change(verb: Verb, said: Said, path: Path, was: File) -> bool:
 
 def _snapshots(content: bytes) -> int:
     """Return how many internal snapshots an image has: qcow2, "Header", bytes 60 to 63."""
-    return int.from_bytes(content[60:64], "big") if content[:4] == b"QFI\xfb" else 0
+    return int.from_bytes(content[60:64], "big") if content[:4] == MAGIC else 0
 
 
 def _same_beyond_header(was: bytes, now: bytes) -> bool:
@@ -247,9 +253,20 @@ def _judge_reads(world: World, verb: Verb, before: Truth, after: Truth) -> list[
         now = after.reads.get(path)
         if now == was or _is_excused(world, verb, path, now):
             continue
-        relation = "the image itself" if same_file(path, verb.image) else "another image"
+        relation = _relation(verb, path, before)
         found.append(f"{relation} {'does not open any more' if now is None else 'reads other bytes'}: {path}")
     return found
+
+
+def _relation(verb: Verb, path: Path, before: Truth) -> str:
+    if path == verb.image:
+        return "the image itself"
+    if same_file(path, verb.image):
+        return "the image by another name"
+    names = [pointer(file.content) or "" for file in before.files.values() if file.content[:4] == MAGIC]
+    if any(name.startswith("json:") and '"backing"' in name for name in names):
+        return "an image over a json: name with a backing file of its own"
+    return "another image"
 
 
 def _is_excused(world: World, verb: Verb, path: Path, now: str | None) -> bool:

@@ -83,6 +83,7 @@ class Verbs:
         request = {
             "arguments": texts,
             "cwd": str(cwd or Path.cwd()),
+            "environment": dict(os.environ),
             "umask": umask,
             "user": user,
             "timeout_s": timeout_s,
@@ -147,6 +148,7 @@ def _run(request: dict[str, Any]) -> NoReturn:
     status = TRACEBACK
     try:
         _redirect(request)
+        os.environ.update(request["environment"])
         os.umask(request["umask"])
         if request["user"] is not None:
             os.setgroups([])

@@ -18,6 +18,7 @@ from chainlift.lift.neighbours.locks import refuse_if_open
 from chainlift.lift.neighbours.managers import manager_of
 from chainlift.lift.record.identity import absolute_name
 from chainlift.lift.record.pointer import led_to, read_pointer
+from chainlift.qemu.binary import find_qemu
 from chainlift.qemu.process import run_tool
 
 if TYPE_CHECKING:
@@ -31,11 +32,11 @@ class DiskAtRest:
     """An image that no QEMU has open. See :class:`chainlift.lift.disk.Disk`.
 
     :param image: as a person names it; a symbolic link is followed as QEMU follows it.
-    :param qemu: with ``qemu-img``, and for a comparison ``qemu-storage-daemon``.
+    :param qemu: with ``qemu-img``, and for a comparison ``qemu-storage-daemon``; None: the host's, when it is needed.
     :param force: also where libvirt or another manager keeps a record of the chain.
     """
 
-    def __init__(self, image: str | os.PathLike[str], qemu: Qemu, *, force: bool = False) -> None:
+    def __init__(self, image: str | os.PathLike[str], qemu: Qemu | None = None, *, force: bool = False) -> None:
         self._image = Path(absolute_name(os.fspath(image)))
         self._qemu = qemu
         self._force = force
@@ -49,7 +50,12 @@ class DiskAtRest:
 
     @property
     def qemu(self) -> Qemu:
-        """Whose tools compare and switch."""
+        """Whose tools compare and switch.
+
+        :raise MissingToolError: if the host has none.
+        """
+        if self._qemu is None:
+            self._qemu = find_qemu(need=["img", "storage-daemon"])
         return self._qemu
 
     @property
@@ -83,7 +89,7 @@ class DiskAtRest:
     ) -> None:
         """Compare both sides of each change through a storage daemon of our own."""
         for change in changes:
-            compare_stock(self._qemu, change.owner, change.readable, change.new, content=content, progress=progress)
+            compare_stock(self.qemu, change.owner, change.readable, change.new, content=content, progress=progress)
 
     def switch(self, changes: Sequence[Change]) -> None:
         """Switch header after header; where one fails, those before are switched back."""
@@ -93,7 +99,7 @@ class DiskAtRest:
         done: list[Change] = []
         try:
             for change in changes:
-                _switch(self._qemu, change.owner, change.new)
+                _switch(self.qemu, change.owner, change.new)
                 done.append(change)
         except BaseException as error:
             self._undo(changes[: len(done) + 1], error)
@@ -110,7 +116,7 @@ class DiskAtRest:
         for change in reversed(changes):
             try:
                 if _named(change.owner) != change.old.name:
-                    _switch(self._qemu, change.owner, change.old)
+                    _switch(self.qemu, change.owner, change.old)
             except ChainliftError as error:
                 raise UnknownStateError(
                     f"{cause}; it could not be undone ({error.what})",

@@ -77,7 +77,7 @@ def delete_layers(prepared: Prepared, deletion: Deletion) -> None:
     """
     if not deletion.deletable:
         return
-    prepared.rewrite(replace(prepared.manifest, deleted=True))
+    prepared.forget_way_back()
     _delete(deletion)
 
 

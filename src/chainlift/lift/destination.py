@@ -8,6 +8,7 @@ import stat
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from chainlift.errors import ChainliftError, ImageError, UnknownStateError
@@ -16,17 +17,16 @@ from chainlift.lift.build.workspace import sync_directory
 from chainlift.lift.neighbours.images import NEW_SUFFIX, find_users
 from chainlift.lift.neighbours.locks import is_open_in_qemu
 from chainlift.lift.neighbours.processes import OpenFiles, describe_holders
+from chainlift.lift.ownership import Ownership
 from chainlift.units import format_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from pathlib import Path
 
     from chainlift.chain import Chain
     from chainlift.lift.build.files import Sources
 
 _MOMENT_S: Final = 0.5
-_ACL: Final = "system.posix_acl_access"
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class FileDestination:
         try:
             try:
                 yield descriptor
-                _follow_owner(descriptor, self.image)
+                Ownership.of(Path(self.image)).apply(descriptor)
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
@@ -223,28 +223,3 @@ def _refuse_in_use(path: Path) -> None:
     if is_open_in_qemu(path):
         who = describe_holders(OpenFiles.look().holders(path)) or "a QEMU"
         raise ImageError(f"is open in {who}", path=path, hint="choose another name, or stop it first")
-
-
-def _follow_owner(descriptor: int, image: str) -> None:
-    """Give a file that only its owner may read the owner, mode and access list of the image.
-
-    Where the group or the list cannot be had, nobody but the owner gets what they would have allowed.
-    """
-    theirs = os.stat(image)  # noqa: PTH116 - any bytes
-    mode = stat.S_IMODE(theirs.st_mode) & 0o666
-    with suppress(PermissionError):
-        os.fchown(descriptor, theirs.st_uid, -1)
-    try:
-        os.fchown(descriptor, -1, theirs.st_gid)
-    except PermissionError:
-        mode &= ~0o060
-    try:
-        access = os.getxattr(image, _ACL)
-    except OSError:  # there is none, or the file system has none
-        os.fchmod(descriptor, mode)
-        return
-    try:
-        os.fchmod(descriptor, mode & ~0o060)
-        os.setxattr(descriptor, _ACL, access)
-    except OSError:
-        os.fchmod(descriptor, mode & ~0o060)

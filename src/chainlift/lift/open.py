@@ -47,7 +47,7 @@ def open_disk(
 
         if image is None or device is not None or node is not None:
             raise InputError("a disk at rest is named by its image alone")
-        yield DiskAtRest(image, qemu or find_qemu(need=["img", "storage-daemon"]), force=force)
+        yield DiskAtRest(image, qemu, force=force)
         return
     from chainlift.lift.live.disk import RunningDisk
     from chainlift.lift.live.gentle import be_gentle

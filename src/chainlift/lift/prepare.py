@@ -7,7 +7,7 @@ Who called them switches the disk and says :meth:`Prepared.mark_used` before, or
 from __future__ import annotations
 
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -64,10 +64,11 @@ class Prepared:
         """Say that an image may name the lift from now on: no later run may take it for a leftover."""
         self.manifest = self.workspace.mark_used(self.record, self.manifest)
 
-    def rewrite(self, manifest: Manifest) -> None:
-        """Replace the record."""
-        self.manifest = manifest
-        self.workspace.write_record(self.record, manifest)
+    def forget_way_back(self) -> None:
+        """Say that the layers which the lift replaces are deleted."""
+        self.manifest = replace(self.manifest, deleted=True)
+        self.workspace.write_record(self.record, self.manifest)
+        self.workspace.forget(self._stem)
 
     def discard(self) -> None:
         """Remove the lift again; only where nobody can have it open or name it."""

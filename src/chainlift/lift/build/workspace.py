@@ -182,11 +182,15 @@ class Workspace:
                 (self.path / name).unlink()
                 removed.append(self.path / name)
         sync_directory(self.path)
+        self.forget(stem)
+        return removed
+
+    def forget(self, stem: str) -> None:
+        """Remove a lift's entry from the note: there is no way back any more, or nothing to come back from."""
         note = read_note(self.path)
         left = {file: way for file, way in note.items() if file.partition(".")[0] != stem}
         if left != note:
             self._write_note(left)
-        return removed
 
     def remove_unused(self, stems: Iterable[str]) -> None:
         """Remove lifts of which their records say that nobody uses them, and that no QEMU reads through for a while."""

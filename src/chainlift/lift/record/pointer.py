@@ -41,10 +41,7 @@ def read_pointer(path: Path) -> tuple[Header, Pointer | None]:
 
 def open_pointer(image: Path, pointer: Pointer, policy: ChainPolicy = _POLICY) -> Chain:
     """Open the chain that a backing name in this image leads to."""
-    name = pointer.name
-    if not name.startswith("json:"):
-        name = parse_name(name, named_in=str(image)).path
-    return open_chain(name, policy, format=pointer.format)
+    return open_chain(refer(image, pointer), policy)
 
 
 def refer(image: Path, pointer: Pointer) -> Reference:

@@ -54,6 +54,8 @@ def command(
 
     With --qmp the disk is switched while its VM runs; IMAGE, --device or --node say which disk, if there are several.
     """
+    if search and not clean:
+        raise click.UsageError("--search goes with --clean")
     from concurrent.futures import ThreadPoolExecutor
 
     from chainlift.qemu.binary import find_qemu

@@ -44,6 +44,8 @@ def command(
     directories play no part. With --qmp the disk is switched back while its VM runs; do so before a live migration,
     which an index prevents.
     """
+    if search and not clean:
+        raise click.UsageError("--search goes with --clean")
     from chainlift.cli.byte_progress import byte_progress
     from chainlift.cli.disk import describe_switch, say_tidied
     from chainlift.lift.verbs import restore

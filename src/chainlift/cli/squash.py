@@ -53,6 +53,8 @@ def command(
     Blocks are shared where the file system has reflinks (XFS, Btrfs), else copied. `chainlift restore IMAGE` goes
     back, unless --delete-layers was given. With --qmp the disk is switched while its VM runs.
     """
+    if search and not (clean or delete_layers):
+        raise click.UsageError("--search goes with --clean or --delete-layers")
     from chainlift.cli.byte_progress import byte_progress
     from chainlift.cli.disk import describe_switch, say_tidied
     from chainlift.lift.record.manifest import write_text

@@ -85,7 +85,7 @@ class Workspace:
                 raise ImageError("is not a directory", path=self.path, hint="move it away") from error
             if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.ENOENT):
                 text = f"cannot be made beside the image: {error.strerror}"
-                raise ImageError(text, path=self.path, hint="a lift needs a place to write to") from error
+                raise ImageError(text, path=self.path, hint="name another place with --lift-dir") from error
             raise failed(error, self.path) from error
         try:
             try:

@@ -132,7 +132,7 @@ def is_file(path: Path, identity: FileIdentity) -> bool:
 
 def _record_of(file: Path) -> tuple[Path, Manifest] | None:
     """Return the record beside a lift's file, if it speaks of this file."""
-    for path in (file.with_suffix(SUFFIX), file.with_name(NAME)):
+    for path in (file.with_suffix(SUFFIX), file.with_name(NAME)) if file.name else ():
         if not os.path.lexists(path):
             continue
         try:

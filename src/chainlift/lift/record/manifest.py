@@ -15,6 +15,8 @@ still be read.
 from __future__ import annotations
 
 import json
+import os
+import stat
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -28,6 +30,8 @@ SCHEMA = 3
 NAME = "manifest.json"
 SUFFIX = ".json"
 _READABLE = (1, 2, 3)
+#: 10,000 layers take 8 MB.
+_MOST_BYTES = 64 << 20
 #: pydantic's ConfigDict: a key that we do not know means that we do not know what it says.
 _CONFIG: dict[str, Any] = {"extra": "forbid"}
 
@@ -134,6 +138,24 @@ def write_text(manifest: Manifest) -> str:
     return "{\n " + ",\n ".join(lines) + "\n}\n"
 
 
+def read_text(path: Path) -> str:
+    """Read a record or a note: what lies beside an image may be anything.
+
+    :raise OSError: if it cannot be read.
+    :raise ValueError: if it is no regular file, too large, or no UTF-8.
+    """
+    # O_NONBLOCK: a FIFO would hang us for ever.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > _MOST_BYTES:
+            raise ValueError("it is no regular file, or too large")
+        with open(descriptor, encoding="utf-8", closefd=False) as stream:
+            return stream.read(_MOST_BYTES)
+    finally:
+        os.close(descriptor)
+
+
 def claim_text(kind: str) -> str:
     """Return what stands in a record's place while the lift is built."""
     return json.dumps({"schema": SCHEMA, "kind": kind, "used": False}) + "\n"
@@ -142,8 +164,8 @@ def claim_text(kind: str) -> str:
 def is_unused(path: Path) -> bool:
     """Whether a record says that its lift was never switched to, and nobody can use it."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        data = json.loads(read_text(path))
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(data, dict) and data.get("schema") in _READABLE and data.get("used") is False
 
@@ -157,7 +179,7 @@ def read_manifest(path: Path) -> Manifest:
     from pydantic import TypeAdapter, ValidationError
 
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(read_text(path))
         schema = data.pop("schema")
     except OSError as error:
         raise ImageError(f"cannot be read: {error.strerror}", path=path) from error

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from chainlift.errors import ImageError
-from chainlift.lift.record.manifest import Pointer
+from chainlift.lift.record.manifest import Pointer, read_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -44,7 +44,7 @@ def read_note(directory: Path) -> dict[str, WayBack]:
     """
     path = note_path(directory)
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(read_text(path))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as error:

@@ -3,14 +3,12 @@
 import os
 
 import pytest
-from tests.support.later import not_yet
 from tests.support.running import Running
 from tests.support.stock import create, img, make_pool, read, write
 
 pytestmark = pytest.mark.integration
 
 
-@not_yet("internal snapshots of layers are deleted without a word")
 def test_a_layer_with_an_internal_snapshot_is_kept_and_named(verb, tmp_path):
     _, middle = make_pool(tmp_path, "base", "middle")
     write(middle, 7, "1M")
@@ -26,7 +24,6 @@ def test_a_layer_with_an_internal_snapshot_is_kept_and_named(verb, tmp_path):
     assert "snapshot" in said.err
 
 
-@not_yet("bitmaps of layers are deleted without a word")
 def test_bitmaps_of_a_layer_live_on_or_the_layer_does(verb, tmp_path):
     _, middle = make_pool(tmp_path, "base", "middle")
     img("bitmap", "--add", middle, "checkpoint")
@@ -36,7 +33,6 @@ def test_bitmaps_of_a_layer_live_on_or_the_layer_does(verb, tmp_path):
     assert any("checkpoint" in img("info", path) for path in carriers), said
 
 
-@not_yet("only the image's own directory is searched, and no process is asked")
 @pytest.mark.parametrize("emulator", [False, True], ids=["storage-daemon", "emulator"])
 def test_layers_that_a_clone_elsewhere_has_open_are_kept(verb, tmp_path, emulator):
     _, golden, first = make_pool(tmp_path / "pool", "base", "golden", "first")
@@ -50,7 +46,6 @@ def test_layers_that_a_clone_elsewhere_has_open_are_kept(verb, tmp_path, emulato
     assert read(second) == before
 
 
-@not_yet("what was searched is not said")
 def test_where_was_searched_is_said_before_a_deletion(verb, tmp_path):
     *_, top = make_pool(tmp_path / "pool", "base", "middle", "top")
     (tmp_path / "others").mkdir()
@@ -99,7 +94,6 @@ def test_a_clone_of_a_hard_linked_layer_keeps_reading(verb, tmp_path):
     assert read(second) == before
 
 
-@not_yet("a file of eight bytes with the magic blocks the deletion")
 def test_a_stray_file_with_the_magic_does_not_block_a_deletion(verb, tmp_path):
     _, middle, top = make_pool(tmp_path, "base", "middle", "top")
     (tmp_path / "stray").write_bytes(b"QFI\xfb\0\0\0\3")
@@ -108,7 +102,6 @@ def test_a_stray_file_with_the_magic_does_not_block_a_deletion(verb, tmp_path):
     assert not middle.exists()
 
 
-@not_yet("verify advises a restore that cannot be")
 def test_after_a_deletion_verify_does_not_advise_a_restore(verb, tmp_path):
     base, _, top = make_pool(tmp_path, "base", "middle", "top")
     assert verb("squash", "--delete-layers", top).status == 0

@@ -7,7 +7,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from tests.support.later import not_yet
 from tests.support.need import missing
 from tests.support.running import Running
 from tests.support.stock import create, img, read, run, write
@@ -44,7 +43,6 @@ def below_dev():
     return sorted(str(path) for path in Path("/dev").iterdir())
 
 
-@not_yet("the lift is written into /dev, which is in memory")
 @pytest.mark.parametrize("kind", ["index", "squash"])
 @pytest.mark.needs("root")
 def test_a_lift_is_never_written_below_dev(verb, kind, devices):
@@ -56,7 +54,6 @@ def test_a_lift_is_never_written_below_dev(verb, kind, devices):
     assert "/dev" in said.err
 
 
-@not_yet("the lift is written into /dev, which is in memory")
 @pytest.mark.needs("root")
 def test_nor_under_a_running_disk(verb, devices):
     with Running(devices[-1], driver="host_device") as running:
@@ -91,7 +88,6 @@ def nodes(devices, tmp_path):
     return place
 
 
-@not_yet("device nodes of layers are unlinked")
 def test_device_nodes_are_never_unlinked(verb, nodes, tmp_path):
     chain = [nodes / f"volume{number}" for number in range(3)]
     for below, above in itertools.pairwise(chain):
@@ -104,7 +100,6 @@ def test_device_nodes_are_never_unlinked(verb, nodes, tmp_path):
     assert read(top) == before
 
 
-@not_yet("flatten refuses whatever exists")
 @pytest.mark.needs("root")
 def test_flatten_onto_a_device_when_asked(verb, devices, tmp_path):
     volume = tmp_path / "target"

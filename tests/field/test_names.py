@@ -4,7 +4,6 @@ import os
 import shutil
 
 import pytest
-from tests.support.later import not_yet
 from tests.support.stock import backing_name, create, everything, img, make_pool, opens, read, write
 
 pytestmark = pytest.mark.integration
@@ -25,7 +24,6 @@ def renamed(verb, kind, directory):
     return disk, snapshot
 
 
-@not_yet("restore looks for a lift by the name of a directory")
 def test_an_image_that_took_the_name_of_a_lifted_one_is_not_lifted(verb, kind, tmp_path):
     disk, snapshot = renamed(verb, kind, tmp_path)
     before, files = (read(disk), read(snapshot)), everything(tmp_path)
@@ -41,7 +39,6 @@ def test_an_image_that_took_the_name_of_a_lifted_one_is_not_lifted(verb, kind, t
         assert everything(tmp_path) == files
 
 
-@not_yet("restore looks for a lift by the name of a directory")
 def test_a_renamed_image_is_restored_by_its_new_name(verb, kind, tmp_path):
     _, snapshot = renamed(verb, kind, tmp_path)
     before = read(snapshot)
@@ -50,13 +47,29 @@ def test_a_renamed_image_is_restored_by_its_new_name(verb, kind, tmp_path):
     assert read(snapshot) == before
 
 
-@not_yet("a new lift under the old name forgets the way back")
 def test_the_way_back_of_a_renamed_image_outlives_lifts_of_its_successor(verb, kind, tmp_path):
     disk, snapshot = renamed(verb, kind, tmp_path)
     before = read(disk), read(snapshot)
     assert verb(kind, disk).status == 0
-    assert verb("restore", disk).status == 0
+    lift = disk.with_name("disk.lift") / ("index-2.vmdk" if kind == "index" else "squash-2.qcow2")
+    assert verb("restore", "--lift", lift, disk).status == 0
+    assert backing_name(disk) == "snapshot"
+    assert backing_name(snapshot) != "one"
     assert verb("restore", snapshot).status == 0
+    assert backing_name(snapshot) == "one"
+    assert (read(disk), read(snapshot)) == before
+
+
+def test_restore_takes_out_the_lifts_of_all_images_of_the_chain(verb, kind, tmp_path):
+    disk, snapshot = renamed(verb, kind, tmp_path)
+    before = read(disk), read(snapshot)
+    assert verb(kind, disk).status == 0
+    said = verb("restore", "--dry-run", disk)
+    assert said.status == 0
+    assert said.out.count("would stand") == 2
+    assert backing_name(disk) != "snapshot"
+    assert verb("restore", disk).status == 0
+    assert (backing_name(disk), backing_name(snapshot)) == ("snapshot", "one")
     assert (read(disk), read(snapshot)) == before
     assert (backing_name(disk), backing_name(snapshot)) == ("snapshot", "one")
 
@@ -69,7 +82,6 @@ def test_cleaning_never_takes_a_lift_that_a_renamed_image_stands_on(verb, kind, 
     assert (read(disk), read(snapshot)) == before
 
 
-@not_yet("restore looks for a lift by the name of a directory")
 def test_two_images_that_swapped_names_are_restored_each_to_its_own(verb, kind, tmp_path):
     _, one, two = make_pool(tmp_path, "base", "one", "two")
     other = create(tmp_path / "three", one)
@@ -86,7 +98,6 @@ def test_two_images_that_swapped_names_are_restored_each_to_its_own(verb, kind, 
     assert (read(other), read(two)) == before
 
 
-@not_yet("restore looks for a lift by the name of a directory")
 def test_a_hard_link_is_as_good_a_name_as_the_first(verb, kind, tmp_path):
     *_, disk = make_pool(tmp_path, "base", "one", "disk")
     assert verb(kind, disk).status == 0
@@ -140,18 +151,7 @@ def opennebula(directory):
     return disk
 
 
-LINK = not_yet("a link is refused, and the image behind it gets a name that the link's user cannot follow")
-
-
-@pytest.mark.parametrize(
-    ("kind", "name"),
-    [
-        pytest.param("index", "disk.0", marks=LINK),
-        pytest.param("squash", "disk.0", marks=LINK),
-        ("index", "snap/2"),
-        pytest.param("squash", "snap/2", marks=LINK),
-    ],
-)
+@pytest.mark.parametrize("name", ["disk.0", "snap/2"])
 def test_a_disk_that_is_a_link_opens_from_both_sides_after_a_lift(verb, kind, name, tmp_path):
     disk = opennebula(tmp_path)
     before = read(disk)
@@ -175,9 +175,6 @@ def test_an_image_behind_a_link_keeps_reading_the_same_through_the_link(verb, tm
     assert read(disk) == before
 
 
-@pytest.mark.parametrize(
-    "kind", ["index", pytest.param("squash", marks=not_yet("squash follows headers where a json: name says otherwise"))]
-)
 def test_a_json_name_that_takes_the_backing_file_away_is_followed(verb, kind, tmp_path):
     _, one = make_pool(tmp_path, "base", "one")
     options = f'{{"driver":"qcow2","file":{{"driver":"file","filename":"{one}"}},"backing":null}}'

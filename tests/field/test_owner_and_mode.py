@@ -6,7 +6,6 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from tests.support.later import not_yet
 from tests.support.running import Running
 from tests.support.stock import make_pool, read
 
@@ -49,7 +48,6 @@ def may_read(user, path):
     return os.waitpid(child, 0)[1] == 0
 
 
-@not_yet("files of a lift follow the umask")
 @pytest.mark.parametrize("umask", [0o022, 0o077, 0o000])
 @pytest.mark.parametrize("kind", ["index", "squash", "index --copy-budget 1M"])
 def test_a_lift_may_be_read_by_whom_the_image_may(verb, disk, kind, umask):
@@ -61,7 +59,6 @@ def test_a_lift_may_be_read_by_whom_the_image_may(verb, disk, kind, umask):
         assert not may_read(STRANGER, path), path
 
 
-@not_yet("files of a lift follow the umask")
 def test_group_and_mode_are_the_images(verb, disk):
     os.chown(disk, OWNER, STRANGER)
     disk.chmod(0o640)
@@ -72,7 +69,6 @@ def test_group_and_mode_are_the_images(verb, disk):
         assert stat.S_IMODE(status.st_mode) == 0o640
 
 
-@not_yet("files of a lift follow the umask")
 def test_so_it_is_under_a_running_disk(verb, disk):
     with Running(disk) as running:
         before = running.read()
@@ -92,14 +88,12 @@ def test_the_image_keeps_its_owner_and_mode(verb, disk):
     assert read(disk) == before
 
 
-@not_yet("files of a lift follow the umask")
 def test_the_directory_of_a_lift_can_be_entered_by_the_images_owner(verb, disk):
     assert verb("squash", disk, umask=0o077).status == 0
     said = verb("inspect", disk, user=OWNER)
     assert said.status == 0, said
 
 
-@not_yet("the switch of a restore is not undone when the lift's files may not be deleted")
 def test_cleaning_by_somebody_who_may_not_delete_leaves_everything(verb, place):
     pool = make_pool(place / "pool", "base", "one", "disk")
     for path in (pool[0].parent, *pool):

@@ -7,8 +7,9 @@ from tests.support.mounts import on_a_loop_device
 
 from chainlift.chain import open_chain
 from chainlift.errors import ImageError, OperationError
+from chainlift.lift.at_rest import DiskAtRest
 from chainlift.lift.flatten import flatten_chain
-from chainlift.lift.plan import plan_lift
+from chainlift.lift.plan import plan
 from chainlift.lift.record.lifts import lift_directory
 from chainlift.qcow2.writer import write_image
 
@@ -190,7 +191,7 @@ def reflinks(tmp_path, request):
 
 def test_nothing_is_copied_where_the_file_system_shares_blocks(reflinks, host_qemu, same):
     image = plain_chain(reflinks / "c", length=6)
-    assert plan_lift(image).reflinks
+    assert plan(DiskAtRest(image, host_qemu)).reflinks
     for file_format in ("qcow2", "raw"):
         out = reflinks / f"flat.{file_format}"
         done = flatten_chain(image, out, file_format=file_format)

@@ -336,7 +336,7 @@ def test_clean_keeps_an_index_that_another_image_stands_on(tmp_path, host_qemu, 
     manifest = lift_index(image, host_qemu)
     other = tmp_path / "c/other.qcow2"
     tool(host_qemu, "img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", manifest.lifted.name, other)
-    raw = reference(other, tmp_path / "raw")
+    raw, mine = reference(other, tmp_path / "raw"), reference(image, tmp_path / "mine")
     lift = contents(lift_directory(image))
     restored = restore_lift(image, host_qemu, clean=True)
     assert restored.tidied.removed == []
@@ -344,7 +344,7 @@ def test_clean_keeps_an_index_that_another_image_stands_on(tmp_path, host_qemu, 
     assert "other.qcow2 stands on it" in next(iter(restored.tidied.kept.values()))
     assert contents(lift_directory(image)) == lift
     assert same(other, raw)
-    assert same(image, raw)
+    assert same(image, mine)
     # Once nobody stands on it, an image that is not lifted can still be asked to clean up.
     other.unlink()
     restored = restore_lift(image, host_qemu, clean=True)
@@ -355,9 +355,7 @@ def test_clean_keeps_an_index_that_another_image_stands_on(tmp_path, host_qemu, 
         restore_lift(image, host_qemu, clean=True)
 
 
-def test_layers_with_bitmaps_are_refused_unless_asked(
-    tmp_path, host_qemu, tool, same, reference, contents
-):
+def test_layers_with_bitmaps_are_refused_unless_asked(tmp_path, host_qemu, tool, same, reference, contents):
     image = plain_chain(tmp_path / "c")
     layer = tmp_path / "c/layer2.qcow2"
     assert tool(host_qemu, "img", "bitmap", "--add", layer, "checkpoint")[0] == 0

@@ -6,7 +6,7 @@ from tests.support.lifts import lift_index, lift_squash, restore_lift, verify_li
 from tests.support.mounts import on_a_loop_device
 
 from chainlift.chain import open_chain
-from chainlift.errors import ImageError, OperationError
+from chainlift.errors import AnswerIsNo, ImageError
 from chainlift.lift.at_rest import DiskAtRest
 from chainlift.lift.flatten import flatten_chain
 from chainlift.lift.plan import plan
@@ -95,7 +95,7 @@ def test_only_layers_that_nobody_else_uses_are_deleted(tmp_path, host_qemu, same
     assert same(image, raw)
     assert same(branch, other)
     assert sorted(path.name for path in (tmp_path / "c").iterdir()) == [
-        "layer0.qcow2", "layer1.qcow2", "layer2.qcow2", "layer6.qcow2", "layer6.qcow2.lift",
+        "layer0.qcow2", "layer1.qcow2", "layer2.qcow2", "layer6.qcow2", "layer6.qcow2.lift", "layer6.qcow2.lift.json",
     ]  # fmt: skip
     assert verify_lift(image)[1] == []
     with pytest.raises(ImageError, match="no way back"):
@@ -149,13 +149,26 @@ def test_a_layer_outside_the_searched_directories_is_kept(tmp_path, host_qemu):
     assert [kept.why for kept in deletion.kept] == ["it lies outside the directories that were searched"]
 
 
-def test_nothing_is_deleted_or_switched_where_the_bytes_differ(tmp_path, host_qemu, contents, monkeypatch):
+def test_nothing_is_deleted_or_switched_where_the_bytes_differ(tmp_path, host_qemu, contents):
     image = plain_chain(tmp_path / "c")
+    layer = tmp_path / "c/layer3.qcow2"
     before = contents(tmp_path)
-    monkeypatch.setattr("chainlift.lift.delete.first_difference", lambda *_: 4096)
-    with pytest.raises(OperationError, match="other bytes from offset 4096"):
-        lift_squash(image, host_qemu, delete_in=[tmp_path])
-    assert contents(tmp_path) == before
+    calls = 0
+
+    def somebody_writes(_):
+        # Past all locks, and after its first cluster, which is cluster 3 of the disk, was copied.
+        nonlocal calls
+        calls += 1
+        with layer.open("r+b") as stream:
+            stream.seek(2 * 65536 - 1)
+            stream.write(bytes([calls % 256]))
+
+    with pytest.raises(AnswerIsNo, match=f"differently at byte {4 * 65536 - 1} of the disk; nothing was"):
+        lift_squash(image, host_qemu, delete_in=[tmp_path], progress=somebody_writes)
+    assert calls > 0
+    after = contents(tmp_path)
+    assert after.pop(str(layer)) != before.pop(str(layer))
+    assert after == before
     assert not lift_directory(image).exists()
 
 

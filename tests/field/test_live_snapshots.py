@@ -74,8 +74,8 @@ def test_nothing_blocks_a_migration_after_restore(verb, tmp_path):
         running.execute("migrate", uri="exec:cat>/dev/null")
 
 
-@pytest.mark.parametrize("then", ["restore", "restore --clean", "index", "squash"])
 @pytest.mark.parametrize("which", ["lifted", "overlay", "over that"])
+@pytest.mark.parametrize("then", ["restore", "restore --clean", "index", "squash"])
 def test_at_rest_every_image_of_the_chain_keeps_opening(verb, tmp_path, which, then):
     *_, disk = make_pool(tmp_path, "base", "one", "disk")
     overlay, top = tmp_path / "overlay", tmp_path / "top"

@@ -8,7 +8,7 @@ import subprocess
 import numpy as np
 import pytest
 from tests.support.chains import make_chain, plain_chain
-from tests.support.lifts import lift_index, restore_lift, verify_lift
+from tests.support.lifts import lift_index, lift_squash, restore_lift, verify_lift
 from tests.support.luks import create_encrypted
 from tests.support.need import missing
 
@@ -17,12 +17,20 @@ from chainlift.chain.summary import summarize
 from chainlift.cli.main import main
 from chainlift.errors import ImageError
 from chainlift.host.process import run_tool
+from chainlift.lift.at_rest import DiskAtRest
 from chainlift.lift.record.lifts import lift_directory
+from chainlift.lift.record.note import note_path, read_note
+from chainlift.lift.verbs import index
+from chainlift.qcow2.layout import Incompatible
 from chainlift.qcow2.writer import write_image
 
 pytestmark = pytest.mark.integration
 
 BUDGETS = [0, 0, 100_000, 1 << 30]
+
+
+def names_in(directory):
+    return sorted(path.name for path in directory.iterdir())
 
 
 def check_lifted(image, manifest, raw, same, tool, qemu):
@@ -58,12 +66,14 @@ def test_an_index_reads_the_same_bytes_and_grows_with_the_chain(
     again = lift_index(grown, host_qemu, copy_budget_bytes=BUDGETS[(seed + 1) % 4])
     check_lifted(grown, again, raw, same, tool, host_qemu)
 
-    found = restore_lift(grown, host_qemu, clean=True).found
-    assert [entry.change.owner for entry in found] == [grown, image]  # the one below is taken out, too
-    assert not lift_directory(grown).exists()
-    assert not lift_directory(image).exists()
-    assert contents(image.parent) == {**before, str(grown): grown.read_bytes(), str(image): image.read_bytes()}
+    # Both lifts of the chain are taken out: of the grown image, and of the one that it stands on.
+    restored = restore_lift(grown, host_qemu, clean=True)
+    assert [found.change.owner for found in restored.found] == [grown, image]
+    assert restored.tidied.kept == {}
     assert same(grown, raw)
+    after = contents(image.parent)
+    assert after.keys() == {*before, str(grown)}
+    assert all(after[path] == data for path, data in before.items() if path != str(image))
 
 
 @pytest.mark.long
@@ -99,12 +109,46 @@ def test_a_copy_budget_leaves_fewer_extents(tmp_path, host_qemu, same, reference
     assert few.copied_bytes <= 8 * 65536
     assert few.original == many.original
     assert same(image, raw)
-    # Nobody asked for the first index to go; who does gets rid of it.
-    assert len(list(lift_directory(image).iterdir())) == 6
+    # Nobody asked for the end of the first, and it is not forgotten.
+    first = [f"index-1{suffix}" for suffix in (".json", ".table", ".vmdk")]
+    second = [f"index-2{suffix}" for suffix in (".json", ".table", ".vmdk")]
+    assert names_in(lift_directory(image)) == first + second
+    assert few.supersedes == [str(lift_directory(image) / "index-1.vmdk")]
+    restore_lift(image, host_qemu, clean=True)
+    assert not lift_directory(image).exists()
+    assert not note_path(lift_directory(image)).exists()
+    assert same(image, raw)
+
+
+def test_a_lift_that_is_replaced_goes_when_asked(tmp_path, host_qemu, same, reference):
+    image = plain_chain(tmp_path / "c")
+    raw = reference(image, tmp_path / "raw")
+    lift_index(image, host_qemu)
     lift_index(image, host_qemu, clean=True)
-    assert sorted(path.name for path in lift_directory(image).iterdir()) == [
-        "index-3.json", "index-3.table", "index-3.vmdk",
-    ]  # fmt: skip
+    # Its number is free again: nobody names it.
+    lift_index(image, host_qemu, clean=True)
+    assert names_in(lift_directory(image)) == ["index-1.json", "index-1.table", "index-1.vmdk"]
+    assert list(read_note(lift_directory(image))) == ["index-1.vmdk"]
+    assert same(image, raw)
+    assert verify_lift(image)[1] == []
+
+
+def test_a_lift_that_is_replaced_stays_where_another_image_stands_on_it(tmp_path, host_qemu, tool, same, reference):
+    image = plain_chain(tmp_path / "c")
+    first = lift_index(image, host_qemu)
+    other = tmp_path / "c/other.qcow2"
+    tool(host_qemu, "img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", first.lifted.name, other)
+    raw = reference(other, tmp_path / "raw")
+    done = index(DiskAtRest(image, host_qemu), clean=True)
+    descriptor = lift_directory(image) / "index-1.vmdk"
+    assert list(done.tidied.kept) == [descriptor]
+    assert "other.qcow2" in done.tidied.kept[descriptor]
+    assert str(image.parent) in done.tidied.searched
+    assert same(other, raw)
+    # The way back of the other one is known, too.
+    restore_lift(other, host_qemu, clean=True)
+    assert names_in(lift_directory(image)) == ["index-2.json", "index-2.table", "index-2.vmdk"]
+    assert same(other, raw)
 
 
 def test_an_index_with_tables_in_a_row_is_read_back(tmp_path, host_qemu, same, reference):
@@ -155,11 +199,11 @@ def test_an_index_of_many_extents_says_what_it_takes_to_have_few(tmp_path, capsy
     assert "an index of 81 extents" in said.out
     (budget,) = re.findall(r"--copy-budget (\d+M) would leave 32 extents", said.err)
     with pytest.raises(SystemExit):
-        main(["index", str(image), "--clean", "--copy-budget", budget])
+        main(["index", str(image), "--copy-budget", budget])
     said = capsys.readouterr()
     assert "an index of 32 extents" in said.out
-    assert "--copy-budget" not in said.err
-    assert "index-1.vmdk" in said.err  # removed
+    first = lift_directory(image) / "index-1.vmdk"
+    assert said.err == f"chainlift: {first} is not needed any more by this image; --clean removes it\n"
 
 
 @pytest.mark.parametrize(
@@ -287,18 +331,57 @@ def test_a_directory_that_was_moved_can_be_restored_and_indexed_again(tmp_path, 
     assert same(image, raw)
 
 
-def test_clean_keeps_an_index_that_another_image_stands_on_and_says_so(tmp_path, host_qemu, tool, same, reference):
+def test_clean_keeps_an_index_that_another_image_stands_on(tmp_path, host_qemu, tool, same, reference, contents):
     image = plain_chain(tmp_path / "c")
     manifest = lift_index(image, host_qemu)
     other = tmp_path / "c/other.qcow2"
     tool(host_qemu, "img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", manifest.lifted.name, other)
-    raw = reference(other, tmp_path / "raw")
-    tidied = restore_lift(image, host_qemu, clean=True).tidied
-    assert tidied.removed == []
-    assert list(tidied.kept.values()) == [f"{other} stands on it through an index"]
+    raw, mine = reference(other, tmp_path / "raw"), reference(image, tmp_path / "mine")
+    lift = contents(lift_directory(image))
+    restored = restore_lift(image, host_qemu, clean=True)
+    assert restored.tidied.removed == []
+    assert list(restored.tidied.kept) == [lift_directory(image) / "index-1.vmdk"]
+    assert "other.qcow2 stands on it" in next(iter(restored.tidied.kept.values()))
+    assert contents(lift_directory(image)) == lift
     assert same(other, raw)
-    with open_chain(image) as chain:
-        assert chain.layers[1].path == str(image.with_name("layer3.qcow2"))
+    assert same(image, mine)
+    # Once nobody stands on it, an image that is not lifted can still be asked to clean up.
+    other.unlink()
+    restored = restore_lift(image, host_qemu, clean=True)
+    assert restored.found == []
+    assert {path.name for path in restored.tidied.removed} == {"index-1.json", "index-1.table", "index-1.vmdk"}
+    assert not lift_directory(image).exists()
+    with pytest.raises(ImageError, match="is not lifted"):
+        restore_lift(image, host_qemu, clean=True)
+
+
+def test_layers_with_bitmaps_are_refused_unless_asked(tmp_path, host_qemu, tool, same, reference, contents):
+    image = plain_chain(tmp_path / "c")
+    layer = tmp_path / "c/layer2.qcow2"
+    assert tool(host_qemu, "img", "bitmap", "--add", layer, "checkpoint")[0] == 0
+    raw = reference(image, tmp_path / "raw")
+    before = contents(tmp_path)
+    with pytest.raises(ImageError, match=r"layer2\.qcow2: has persistent bitmaps.*--drop-bitmaps"):
+        lift_index(image, host_qemu)
+    assert contents(tmp_path) == before
+    assert not lift_directory(image).exists()
+    lift_index(image, host_qemu, drop_bitmaps=True)
+    assert same(image, raw)
+    restore_lift(image, host_qemu, clean=True)
+    assert "checkpoint" in tool(host_qemu, "img", "info", layer)[1]
+
+
+@pytest.mark.parametrize("lift", [lift_index, lift_squash])
+def test_a_layer_that_is_marked_corrupt_is_refused(tmp_path, host_qemu, contents, lift):
+    image = plain_chain(tmp_path / "c")
+    with (tmp_path / "c/layer2.qcow2").open("r+b") as stream:
+        stream.seek(72)
+        stream.write(Incompatible.CORRUPT.to_bytes(8, "big"))
+    before = contents(tmp_path)
+    with pytest.raises(ImageError, match=r"layer2\.qcow2: is marked as corrupt"):
+        lift(image, host_qemu)
+    assert contents(tmp_path) == before
+    assert not lift_directory(image).exists()
 
 
 def test_a_data_file_can_be_pointed_at(tmp_path, host_qemu, tool, same, reference):

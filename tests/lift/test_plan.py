@@ -7,19 +7,24 @@ import subprocess
 
 import pytest
 from tests.support.chains import make_chain, plain_chain
-from tests.support.lifts import lift_index, lift_squash, plan_lift, restore_lift
+from tests.support.lifts import lift_index, lift_squash, restore_lift
 from tests.support.mounts import in_memory
 
 from chainlift.cli.main import main
 from chainlift.errors import ImageError
 from chainlift.lift.flatten import flatten_chain
-from chainlift.lift.plan import Choice, recommend
+from chainlift.lift.at_rest import DiskAtRest
+from chainlift.lift.plan import Choice, plan, recommend
 from chainlift.lift.record.lifts import lift_directory
 from chainlift.qcow2.writer import write_image
 
 pytestmark = pytest.mark.integration
 
 MIB = 1 << 20
+
+
+def plan_at_rest(image, qemu, **options):
+    return plan(DiskAtRest(image, qemu), **options)
 
 
 def budget_of(choice):
@@ -30,8 +35,7 @@ def budget_of(choice):
 
 def check_plan(image, qemu):
     """Compare what the plan says with what every lift of this image then says that it did."""
-    plan = plan_lift(image, measure=False)
-    choices = {choice.kind: choice for choice in plan.choices}
+    choices = {choice.kind: choice for choice in plan_at_rest(image, qemu, measure=False).choices}
     for kind in ("index", "index with a budget"):
         manifest = lift_index(image, qemu, copy_budget_bytes=budget_of(choices[kind]))
         assert choices[kind].copied_bytes == manifest.copied_bytes
@@ -79,13 +83,13 @@ def test_a_plan_of_large_clusters_over_a_compressed_base(tmp_path, host_qemu):
 def test_a_plan_changes_nothing_and_recommends(tmp_path, host_qemu, contents):
     image = plain_chain(tmp_path / "c", length=9)
     before = contents(tmp_path)
-    plan = plan_lift(image)
+    found = plan_at_rest(image, host_qemu)
     assert contents(tmp_path) == before
-    choices = {choice.kind: choice for choice in plan.choices}
-    assert plan.length == choices["none"].depth == 9
-    assert plan.recommended == "squash"
+    choices = {choice.kind: choice for choice in found.choices}
+    assert found.length == choices["none"].depth == 9
+    assert found.recommended == "squash"
     lift_squash(image, host_qemu)
-    assert plan_lift(image).length == 9  # of the chain as it was before the lift
+    assert plan_at_rest(image, host_qemu).length == 9  # of the chain as it was before the lift
 
 
 def test_the_command_of_a_plan_can_be_pasted_into_a_shell(tmp_path, monkeypatch, capsys):
@@ -100,12 +104,12 @@ def test_the_command_of_a_plan_can_be_pasted_into_a_shell(tmp_path, monkeypatch,
     subprocess.run(["sh", "-c", f'set -- {command}; test "$3" = "$IMAGE"'], check=True, env={"IMAGE": str(image)})
 
 
-def test_a_plan_recommends_nothing_that_it_says_cannot_be_done(tmp_path):
+def test_a_plan_recommends_nothing_that_it_says_cannot_be_done(tmp_path, host_qemu):
     image = plain_chain(tmp_path / 'a "quoted" place', length=9)
-    plan = plan_lift(image)
-    choices = {choice.kind: choice for choice in plan.choices}
+    found = plan_at_rest(image, host_qemu)
+    choices = {choice.kind: choice for choice in found.choices}
     assert "double quote" in choices["index"].impossible
-    assert plan.recommended == "squash"
+    assert found.recommended == "squash"
 
 
 @pytest.fixture
@@ -121,9 +125,9 @@ def test_what_a_plan_says_of_room_is_what_the_lifts_say(small_file_system, host_
     image = plain_chain(small_file_system / "c", length=8)
     room = shutil.disk_usage(small_file_system).free
     (small_file_system / "filler").write_bytes(bytes(room - free))
-    plan = plan_lift(image)
-    choices = {choice.kind: choice for choice in plan.choices}
-    assert choices[plan.recommended].impossible is None
+    found = plan_at_rest(image, host_qemu)
+    choices = {choice.kind: choice for choice in found.choices}
+    assert choices[found.recommended].impossible is None
     for kind, lift in (("index", lift_index), ("squash", lift_squash)):
         if choices[kind].impossible is not None:
             assert "are free" in choices[kind].impossible

@@ -158,7 +158,6 @@ def test_a_data_file_that_another_image_uses_keeps_its_layer(tmp_path, host_qemu
     shutil.copy(middle, tmp_path / "elsewhere.qcow2")
     _, deletion = lift_squash(image, host_qemu, delete_in=[tmp_path])
     assert deletion.deletable == []
-    assert [kept.why for kept in deletion.kept] == [
-        f"its data file is kept: {tmp_path}/elsewhere.qcow2 has its data in it"
-    ]
+    why = f"its data file is kept: {tmp_path}/elsewhere.qcow2 has its data in it"
+    assert [kept.why for kept in deletion.kept] == [why]
     assert (tmp_path / "middle.data").exists()

@@ -1,15 +1,15 @@
-import contextlib
 from pathlib import Path
 
 import pytest
 from tests.support.chains import make_chain, plain_chain
-from tests.support.lifts import lift_index, lift_squash, plan_lift, restore_lift, verify_lift
+from tests.support.lifts import lift_index, lift_squash, restore_lift, verify_lift
 from tests.support.mounts import on_a_loop_device
 
 from chainlift.chain import open_chain
 from chainlift.errors import AnswerIsNo, ImageError
-from chainlift.lift import verbs
+from chainlift.lift.at_rest import DiskAtRest
 from chainlift.lift.flatten import flatten_chain
+from chainlift.lift.plan import plan
 from chainlift.lift.record.lifts import lift_directory
 from chainlift.qcow2.writer import write_image
 
@@ -95,8 +95,7 @@ def test_only_layers_that_nobody_else_uses_are_deleted(tmp_path, host_qemu, same
     assert same(image, raw)
     assert same(branch, other)
     assert sorted(path.name for path in (tmp_path / "c").iterdir()) == [
-        "layer0.qcow2", "layer1.qcow2", "layer2.qcow2", "layer6.qcow2", "layer6.qcow2.lift",
-        "layer6.qcow2.lift.json",
+        "layer0.qcow2", "layer1.qcow2", "layer2.qcow2", "layer6.qcow2", "layer6.qcow2.lift", "layer6.qcow2.lift.json",
     ]  # fmt: skip
     assert verify_lift(image)[1] == []
     with pytest.raises(ImageError, match="no way back"):
@@ -150,27 +149,26 @@ def test_a_layer_outside_the_searched_directories_is_kept(tmp_path, host_qemu):
     assert [kept.why for kept in deletion.kept] == ["it lies outside the directories that were searched"]
 
 
-def test_nothing_is_deleted_or_switched_where_the_bytes_differ(tmp_path, host_qemu, contents, monkeypatch):
+def test_nothing_is_deleted_or_switched_where_the_bytes_differ(tmp_path, host_qemu, contents):
     image = plain_chain(tmp_path / "c")
+    layer = tmp_path / "c/layer3.qcow2"
     before = contents(tmp_path)
-    real = verbs.prepare_squash
+    calls = 0
 
-    @contextlib.contextmanager
-    def spoilt(*arguments, **options):
-        with real(*arguments, **options) as prepared:
-            path = Path(prepared.manifest.files[0].path)
-            with open_chain(path) as chain:
-                (window,) = chain.resolve(21 * 65536, 22 * 65536)
-                place = int(window.host_offset[0])
-            with path.open("r+b") as stream:
-                stream.seek(place)
-                stream.write(b"other")
-            yield prepared
+    def somebody_writes(_):
+        # Past all locks, and after its first cluster, which is cluster 3 of the disk, was copied.
+        nonlocal calls
+        calls += 1
+        with layer.open("r+b") as stream:
+            stream.seek(2 * 65536 - 1)
+            stream.write(bytes([calls % 256]))
 
-    monkeypatch.setattr(verbs, "prepare_squash", spoilt)
-    with pytest.raises(AnswerIsNo, match=f"at byte {21 * 65536} of the disk; nothing was switched"):
-        lift_squash(image, host_qemu, delete_in=[tmp_path])
-    assert contents(tmp_path) == before
+    with pytest.raises(AnswerIsNo, match=f"differently at byte {4 * 65536 - 1} of the disk; nothing was"):
+        lift_squash(image, host_qemu, delete_in=[tmp_path], progress=somebody_writes)
+    assert calls > 0
+    after = contents(tmp_path)
+    assert after.pop(str(layer)) != before.pop(str(layer))
+    assert after == before
     assert not lift_directory(image).exists()
 
 
@@ -206,7 +204,7 @@ def reflinks(tmp_path, request):
 
 def test_nothing_is_copied_where_the_file_system_shares_blocks(reflinks, host_qemu, same):
     image = plain_chain(reflinks / "c", length=6)
-    assert plan_lift(image).reflinks
+    assert plan(DiskAtRest(image, host_qemu)).reflinks
     for file_format in ("qcow2", "raw"):
         out = reflinks / f"flat.{file_format}"
         done = flatten_chain(image, out, file_format=file_format)

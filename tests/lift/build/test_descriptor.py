@@ -4,13 +4,8 @@ import pytest
 
 from chainlift.chain.linear import Extent, parse_descriptor
 from chainlift.errors import ImageError, OperationError
-from chainlift.lift.build.descriptor import (
-    MAX_BACKING_NAME,
-    MAX_NAME,
-    backing_name,
-    descriptor_text,
-    index_descriptor,
-)
+from chainlift.lift.build.descriptor import MAX_NAME, descriptor_text
+from chainlift.lift.record.pointer import MAX_BACKING_NAME, backing_name, index_descriptor
 
 
 def test_what_is_written_is_what_is_read():

@@ -16,7 +16,8 @@ from tests.support.lifts import lift_index, lift_squash
 from chainlift.chain import open_chain
 from chainlift.chain.linear import Extent
 from chainlift.errors import ImageError
-from chainlift.lift.build.descriptor import backing_name, descriptor_text
+from chainlift.lift.build.descriptor import descriptor_text
+from chainlift.lift.record.pointer import backing_name
 from chainlift.lift.compare.content import differing_spans, first_difference
 from chainlift.lift.compare.spans import Content, Side
 from chainlift.lift.record.source import find_source, open_pointer

@@ -1,13 +1,19 @@
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 from tests.support.chains import plain_chain
-from tests.support.lifts import lift_index, verify_lift
+from tests.support.lifts import lift_index, lift_squash, restore_lift, verify_lift
 
 from chainlift.cli.main import main
+from chainlift.errors import ImageError
+from chainlift.lift.at_rest import DiskAtRest
 from chainlift.lift.record.lifts import lift_directory
 from chainlift.lift.record.manifest import read_manifest, write_text
+from chainlift.lift.record.note import note_path
+from chainlift.lift.record.pointer import read_pointer
+from chainlift.lift.verbs import index
 
 pytestmark = pytest.mark.integration
 
@@ -35,6 +41,9 @@ def test_a_manifest_comes_back_as_it_was_written(tmp_path, host_qemu):
     assert write_text(manifest) == path.read_text()
     assert manifest.layers[0].tables is not None
     assert manifest.image == str(image)
+    assert manifest.used
+    assert manifest.original_path == str(image.with_name("layer3.qcow2"))
+    assert manifest.supersedes == []
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -50,16 +59,88 @@ def test_a_lift_of_a_newer_chainlift_is_refused_and_nothing_touched(tmp_path, ho
     assert contents(tmp_path) == before
 
 
-def test_the_first_schema_can_be_read(tmp_path, host_qemu, same, reference):
-    image, path = lifted(tmp_path, host_qemu)
+def as_written_before(image, schema):
+    """Make a lift's directory what it was up to schema 2: one record for all of it, and no note beside it."""
+    directory = lift_directory(image)
+    (record,) = directory.glob("*.json")
+    data = json.loads(record.read_text())
+    data["schema"] = schema
+    for key in ("original_path", "used", "supersedes"):
+        del data[key]
+    for layer in [*data["layers"], *data["below"]] if schema == 1 else ():
+        del layer["tables"]
+    (directory / "manifest.json").write_text(json.dumps(data))
+    record.unlink()
+    note_path(directory).unlink()
+    return directory
 
-    def back(data):
-        data["schema"] = 1
-        for layer in data["layers"]:
-            del layer["tables"]
 
-    rewrite(path, back)
+@pytest.mark.parametrize("schema", [1, 2])
+@pytest.mark.parametrize("lift", [lift_index, lift_squash])
+def test_lifts_of_older_schemas_are_verified_and_restored(tmp_path, host_qemu, same, reference, lift, schema):
+    image = plain_chain(tmp_path / "c")
+    raw, before = reference(image, tmp_path / "raw"), image.read_bytes()
+    lift(image, host_qemu)
+    directory = as_written_before(image, schema)
+    manifest, findings = verify_lift(image, content=True)
+    assert (manifest.used, manifest.supersedes, findings) == (True, [], [])
+    assert same(image, raw)
+    restored = restore_lift(image, host_qemu, clean=True)
+    assert restored.tidied.kept == {}
+    assert directory / "manifest.json" in restored.tidied.removed
+    assert not directory.exists()
+    assert read_pointer(image)[1] == restored.found[0].lift.manifest.original
+    assert len(image.read_bytes()) == len(before)
+    assert same(image, raw)
+
+
+@pytest.mark.parametrize("schema", [1, 2])
+@pytest.mark.parametrize("lift", [lift_index, lift_squash])
+@pytest.mark.parametrize("clean", [False, True])
+def test_lifts_of_older_schemas_are_lifted_again(tmp_path, host_qemu, same, reference, lift, schema, clean):
+    image = plain_chain(tmp_path / "c")
+    raw = reference(image, tmp_path / "raw")
+    first = lift(image, host_qemu)
+    first = first[0] if isinstance(first, tuple) else first
+    directory = as_written_before(image, schema)
+    old = {path.name for path in directory.iterdir()}
+    done = index(DiskAtRest(image, host_qemu), clean=clean)
+    new = Path(done.manifest.files[-1].path).stem
+    ours = {new + suffix for suffix in (".json", ".table", ".vmdk")}
+    assert {path.name for path in directory.iterdir()} == (ours if clean else ours | old)
+    assert done.manifest.original == first.original
+    assert done.manifest.supersedes == [first.files[-1].path]
+    assert same(image, raw)
     assert verify_lift(image, content=True)[1] == []
+    restore_lift(image, host_qemu, clean=True)
+    assert not directory.exists()
+    assert same(image, raw)
+
+
+def test_a_lift_of_an_older_schema_is_found_from_a_renamed_image(tmp_path, host_qemu, same, reference):
+    image = plain_chain(tmp_path / "c")
+    raw = reference(image, tmp_path / "raw")
+    lift_index(image, host_qemu)
+    directory = as_written_before(image, 2)
+    renamed = image.rename(tmp_path / "c/renamed.qcow2")
+    assert verify_lift(renamed, content=True)[1] == []
+    restore_lift(renamed, host_qemu, clean=True)
+    assert not directory.exists()
+    assert same(renamed, raw)
+
+
+def test_a_squash_of_an_older_schema_whose_layers_were_deleted_is_a_layer(tmp_path, host_qemu, same, reference):
+    image = plain_chain(tmp_path / "c")
+    raw = reference(image, tmp_path / "raw")
+    lift_squash(image, host_qemu, delete_in=[tmp_path])
+    directory = as_written_before(image, 2)
+    with pytest.raises(ImageError, match="no way back"):
+        restore_lift(image, host_qemu)
+    lift_index(image, host_qemu)
+    assert same(image, raw)
+    restore_lift(image, host_qemu, clean=True)
+    assert same(image, raw)
+    assert {path.name for path in directory.iterdir()} == {"manifest.json", "squash-1.qcow2"}
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema": 2}', '{"schema": 2, "kind": "index"}', "\xff", "7"])

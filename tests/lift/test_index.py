@@ -19,7 +19,7 @@ from chainlift.errors import ImageError
 from chainlift.host.process import run_tool
 from chainlift.lift.at_rest import DiskAtRest
 from chainlift.lift.record.lifts import lift_directory
-from chainlift.lift.record.note import note_path, read_note
+from chainlift.lift.record.note import read_note
 from chainlift.lift.verbs import index
 from chainlift.qcow2.layout import Incompatible
 from chainlift.qcow2.writer import write_image
@@ -72,7 +72,8 @@ def test_an_index_reads_the_same_bytes_and_grows_with_the_chain(
     assert restored.tidied.kept == {}
     assert same(grown, raw)
     after = contents(image.parent)
-    assert after.keys() == {*before, str(grown)}
+    notes = {str(note_path(lift_directory(each))) for each in (image, grown)}
+    assert after.keys() == {*before, str(grown), *notes}
     assert all(after[path] == data for path, data in before.items() if path != str(image))
 
 
@@ -116,7 +117,7 @@ def test_a_copy_budget_leaves_fewer_extents(tmp_path, host_qemu, same, reference
     assert few.supersedes == [str(lift_directory(image) / "index-1.vmdk")]
     restore_lift(image, host_qemu, clean=True)
     assert not lift_directory(image).exists()
-    assert not note_path(lift_directory(image)).exists()
+    assert list(read_note(lift_directory(image))) == ["index-1.vmdk", "index-2.vmdk"]  # no number is used twice
     assert same(image, raw)
 
 
@@ -125,10 +126,11 @@ def test_a_lift_that_is_replaced_goes_when_asked(tmp_path, host_qemu, same, refe
     raw = reference(image, tmp_path / "raw")
     lift_index(image, host_qemu)
     lift_index(image, host_qemu, clean=True)
-    # Its number is free again: nobody names it.
+    assert names_in(lift_directory(image)) == ["index-2.json", "index-2.table", "index-2.vmdk"]
+    # Its number is not used again: a copy of the image, wherever that is, may still name it.
     lift_index(image, host_qemu, clean=True)
-    assert names_in(lift_directory(image)) == ["index-1.json", "index-1.table", "index-1.vmdk"]
-    assert list(read_note(lift_directory(image))) == ["index-1.vmdk"]
+    assert names_in(lift_directory(image)) == ["index-3.json", "index-3.table", "index-3.vmdk"]
+    assert list(read_note(lift_directory(image))) == [f"index-{number}.vmdk" for number in (1, 2, 3)]
     assert same(image, raw)
     assert verify_lift(image)[1] == []
 

@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 #: What is known to be wrong: a pattern of the violation, and what it is. A run that meets one ends and is no failure;
 #: a line goes when its fault is repaired.
 KNOWN: dict[str, str] = {
-    r"^restore\b.*: the image by another name does not open any more":
-        "restore writes the relative name it found, which a link in another directory cannot follow",
     r"^stream --qmp.*: an image over a json: name with a backing file of its own reads other bytes":
         "stream fills an image that another one opens without its backing file",
 }  # fmt: skip

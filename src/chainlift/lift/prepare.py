@@ -68,11 +68,11 @@ class Prepared:
         """Say that the layers which the lift replaces are deleted."""
         self.manifest = replace(self.manifest, deleted=True)
         self.workspace.write_record(self.record, self.manifest)
-        self.workspace.forget(self._stem)
+        self.workspace.forget_way_back(self._stem)
 
     def discard(self) -> None:
         """Remove the lift again; only where nobody can have it open or name it."""
-        self.workspace.remove_lift(self._stem)
+        self.workspace.remove_lift(self._stem, used=False)
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,7 @@ def remove_leftovers(image: Path) -> None:
 
 
 def _remove(workspace: Workspace, stems: Sequence[str]) -> list[Path]:
-    removed = [path for stem in stems for path in workspace.remove_lift(stem)]
+    removed = [path for stem in stems for path in workspace.remove_lift(stem, used=True)]
     old = workspace.path / NAME  # the one record of a directory, up to schema 2
     if old.exists() and not any(workspace.record_of(stem) == old for stem in workspace.lifts()):
         old.unlink()

@@ -105,7 +105,7 @@ class Workspace:
     def claim(self, kind: str) -> str:
         """Take the next number for a lift of this kind; its record says that nobody uses it.
 
-        Numbers are not used again, even where the directory was deleted: an image may still name the old file.
+        Numbers are not used again, even where the lift or all of the directory was deleted: an image may still name it.
 
         :return: ``index-1``.
         """
@@ -157,7 +157,8 @@ class Workspace:
         The record is readable to whoever may read the image: it holds no content.
         """
         file = Path(manifest.files[-1].path).name
-        self._write_note({**read_note(self.path), file: way_back(manifest)})
+        way_back = WayBack(manifest.image, manifest.original, manifest.original_path)
+        self._write_note({**read_note(self.path), file: way_back})
         self._write(stem + SUFFIX, write_text(manifest))
         sync_directory(self.path)
 
@@ -173,8 +174,11 @@ class Workspace:
             self.write_record(record, used)
         return used
 
-    def remove_lift(self, stem: str) -> list[Path]:
-        """Remove a lift's files, its record last, and its entry in the note; return what was removed."""
+    def remove_lift(self, stem: str, *, used: bool) -> list[Path]:
+        """Remove a lift's files, its record last; return what was removed.
+
+        :param used: whether an image may have named it; if not, its entry in the note goes, too.
+        """
         names = [name for suffix in _SUFFIXES for name in (stem + suffix, stem + suffix + NEW_SUFFIX)]
         removed = []
         for name in (*names, stem + SUFFIX + NEW_SUFFIX, stem + SUFFIX):
@@ -182,21 +186,24 @@ class Workspace:
                 (self.path / name).unlink()
                 removed.append(self.path / name)
         sync_directory(self.path)
-        self.forget(stem)
+        if not used:
+            note = read_note(self.path)
+            left = {file: way for file, way in note.items() if file.partition(".")[0] != stem}
+            if left != note:
+                self._write_note(left)
         return removed
 
-    def forget(self, stem: str) -> None:
-        """Remove a lift's entry from the note: there is no way back any more, or nothing to come back from."""
+    def forget_way_back(self, stem: str) -> None:
+        """Say in the note that nothing leads back from a lift any more."""
         note = read_note(self.path)
-        left = {file: way for file, way in note.items() if file.partition(".")[0] != stem}
-        if left != note:
-            self._write_note(left)
+        deleted = {file: replace(way, deleted=True) for file, way in note.items() if file.partition(".")[0] == stem}
+        self._write_note({**note, **deleted})
 
     def remove_unused(self, stems: Iterable[str]) -> None:
         """Remove lifts of which their records say that nobody uses them, and that no QEMU reads through for a while."""
         for stem in stems:
             if is_unused(self.path / (stem + SUFFIX)) and not any(map(is_open_in_qemu, self.files_of(stem))):
-                self.remove_lift(stem)
+                self.remove_lift(stem, used=False)
 
     def lifts(self) -> list[str]:
         """Return the lifts that were made here, by their stems (``index-1``), whether or not they have a record."""
@@ -236,11 +243,6 @@ class Workspace:
     def _write(self, name: str, text: str) -> None:
         with self.new_file(name) as descriptor:
             _write_all(descriptor, text.encode())
-
-
-def way_back(manifest: Manifest) -> WayBack:
-    """Return what a note says of a lift."""
-    return WayBack(manifest.image, manifest.original, manifest.original_path)
 
 
 def write_file(path: Path, data: bytes, ownership: Ownership) -> None:

@@ -79,7 +79,7 @@ def lost(image: Path, file: Path) -> ImageError:
             way = read_note(directory).get(file.name)
         except ImageError:
             continue
-        if way is not None:
+        if way is not None and not way.deleted:
             form = way.original.format or "qcow2"
             name = way.original.name
             if way.original_path is not None and not _leads_there(image, way.original, Path(way.original_path)):

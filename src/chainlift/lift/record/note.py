@@ -1,7 +1,9 @@
 """The way back, recorded a second time: ``IMAGE.lift.json`` beside the directory ``IMAGE.lift/``.
 
 It outlives the directory: who deletes that has an image that does not open, and this file says what it named before.
-It decides nothing; it is looked up by the name of the file that a pointer leads to.
+It decides nothing; it is looked up by the name of the file that a pointer leads to. It has every lift that was ever in
+use here, also those that are removed: a copy of the image, wherever that is, may still name one, and must not find
+another lift under the old name.
 """
 
 from __future__ import annotations
@@ -30,6 +32,8 @@ class WayBack:
     original: Pointer
     #: The file that this led to; None where it was not one plain file.
     original_path: str | None = None
+    #: Whether the layers were deleted since, so that nothing leads back.
+    deleted: bool = False
 
 
 def note_path(directory: Path) -> Path:
@@ -57,6 +61,7 @@ def read_note(directory: Path) -> dict[str, WayBack]:
                 image=str(entry["image"]),
                 original=Pointer(name=str(entry["original"]["name"]), format=entry["original"]["format"]),
                 original_path=entry["original_path"],
+                deleted=bool(entry["deleted"]),
             )
             for name, entry in data["lifts"].items()
         }

@@ -19,7 +19,7 @@ from chainlift.errors import ImageError
 from chainlift.host.process import run_tool
 from chainlift.lift.at_rest import DiskAtRest
 from chainlift.lift.record.lifts import lift_directory
-from chainlift.lift.record.note import read_note
+from chainlift.lift.record.note import note_path, read_note
 from chainlift.lift.verbs import index
 from chainlift.qcow2.layout import Incompatible
 from chainlift.qcow2.writer import write_image

@@ -111,12 +111,6 @@ def wait_for(condition, seconds=60.0):
         time.sleep(0.1)
 
 
-def test_content_goes_with_a_running_qemu_only(running):
-    done = chainlift("index", running[1], "--content")
-    assert done.returncode == 2
-    assert "--content goes with --qmp or --libvirt" in done.stderr
-
-
 def test_two_ways_to_one_monitor_are_bad_use(running):
     done = chainlift("index", "--qmp", running[0], "--libvirt", "vm7")
     assert done.returncode == 2

@@ -12,8 +12,8 @@ from tests.support.mounts import in_memory
 
 from chainlift.cli.main import main
 from chainlift.errors import ImageError
-from chainlift.lift.flatten import flatten_chain
 from chainlift.lift.at_rest import DiskAtRest
+from chainlift.lift.flatten import flatten_chain
 from chainlift.lift.plan import Choice, plan, recommend
 from chainlift.lift.record.lifts import lift_directory
 from chainlift.qcow2.writer import write_image

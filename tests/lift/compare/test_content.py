@@ -17,9 +17,9 @@ from chainlift.chain import open_chain
 from chainlift.chain.linear import Extent
 from chainlift.errors import ImageError
 from chainlift.lift.build.descriptor import descriptor_text
-from chainlift.lift.record.pointer import backing_name
 from chainlift.lift.compare.content import differing_spans, first_difference
 from chainlift.lift.compare.spans import Content, Side
+from chainlift.lift.record.pointer import backing_name
 from chainlift.lift.record.source import find_source, open_pointer
 from chainlift.qcow2.file import ImageFile
 from chainlift.qcow2.writer import write_image

@@ -6,8 +6,8 @@ people, so that the file by itself is no qcow2 image which a tool could open, re
 where the extent begins. Three walls keep a write from reaching a layer (tests/lift/test_hardening.py tries each alone,
 and that writes do reach layers without them):
 
-1. Incompatible feature bit 1, *corrupt*: QEMU refuses to open the image for writing and reads it as ever. A commit, which
-   reopens the image, gets by this one.
+1. Incompatible feature bit 1, *corrupt*: QEMU refuses to open the image for writing and reads it as ever. A commit
+   reopens the image and gets by.
 2. Nothing may be written in place and nothing is free: an internal snapshot shares all L2 tables of the disk, so every
    visible cluster has a refcount of 2 or more and no COPIED flag, and the rest of the linear space hangs in the same
    snapshot behind the disk's end. All counts are true, so ``qemu-img check -r`` finds nothing to "repair".

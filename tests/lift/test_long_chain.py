@@ -55,9 +55,9 @@ def test_a_long_chain_through_its_whole_life(tmp_path, host_qemu, tool, same, re
     squash, _ = lift_squash(over, host_qemu)
     assert squash.kind == "squash"
     assert same(over, raw)
-    restore_lift(over, host_qemu, clean=True)
-    assert same(over, raw)
-    restore_lift(image, host_qemu, clean=True)
+    restored = restore_lift(over, host_qemu, clean=True)
+    assert [found.change.owner for found in restored.found] == [over, image]
+    assert list(tmp_path.glob("*.lift*")) == []
     with open_chain(over) as chain:
         assert chain.length == LENGTH + 1
     assert same(over, raw)

@@ -79,3 +79,19 @@ def test_qemu_that_does_not_start_says_why():
 def test_a_socket_without_qemu_is_an_error_at_once(tmp_path):
     with pytest.raises(QemuError, match=r"cannot connect: No such file or directory"):
         Monitor.connect(tmp_path / "none")
+
+
+def test_a_forked_process_has_a_loop_of_its_own(qemu_without_guest, tmp_path):
+    """The thread of the loop is the parent's: a child that waited for it would wait for ever."""
+    _, monitor = qemu_without_guest
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        try:
+            Monitor.connect(tmp_path / "none")
+        except QemuError:
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert monitor.execute("query-status")["running"] is False

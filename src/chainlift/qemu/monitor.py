@@ -10,6 +10,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import logging
+import os
 import threading
 import time
 from collections import deque
@@ -254,3 +255,13 @@ def event_loop() -> asyncio.AbstractEventLoop:
 def _cause(error: BaseException) -> str:
     cause = error.__cause__ or getattr(error, "exc", None) or error
     return getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
+
+
+def _forget_loop() -> None:
+    global _loop_lock, _running_loop  # noqa: PLW0603
+    _loop_lock = threading.Lock()
+    _running_loop = None
+
+
+# A process that is forked from ours has the loop but not its thread: nobody would ever answer.
+os.register_at_fork(after_in_child=_forget_loop)

@@ -3,9 +3,11 @@
 The file is the first extent of a linear space in which the layers' files follow (see
 :mod:`chainlift.lift.build.descriptor`), and every offset in it is one of that space. Its first page is a text for
 people, so that the file by itself is no qcow2 image which a tool could open, repair or write; the qcow2 header follows
-where the extent begins. Three walls keep a write from reaching a layer (tests/lift/test_hardening.py tries each alone):
+where the extent begins. Three walls keep a write from reaching a layer (tests/lift/test_hardening.py tries each alone,
+and that writes do reach layers without them):
 
-1. Incompatible feature bit 1, *corrupt*: QEMU refuses to open the image for writing and reads it as ever.
+1. Incompatible feature bit 1, *corrupt*: QEMU refuses to open the image for writing and reads it as ever. A commit
+   reopens the image and gets by.
 2. Nothing may be written in place and nothing is free: an internal snapshot shares all L2 tables of the disk, so every
    visible cluster has a refcount of 2 or more and no COPIED flag, and the rest of the linear space hangs in the same
    snapshot behind the disk's end. All counts are true, so ``qemu-img check -r`` finds nothing to "repair".
@@ -42,7 +44,7 @@ SNAPSHOT_NAME: Final = b"chainlift: shares every cluster, so that none is writte
 
 _PREAMBLE: Final = """\
 This is the table of a chainlift index. It is no disk image by itself: QEMU reads it as the first extent of the VMDK
-descriptor beside it (a qcow2 header follows at byte {offset}), and manifest.json names the layers it points into.
+descriptor beside it (a qcow2 header follows at byte {offset}), and the .json beside it names the layers it points into.
 Do not edit, convert or repair it. `chainlift verify IMAGE` checks it, `chainlift restore IMAGE` takes the image off it.
 """
 

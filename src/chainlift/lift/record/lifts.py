@@ -93,8 +93,9 @@ def lost(image: Path, file: Path) -> ImageError:
 def original_pointer(image: Path, lift: Lift) -> tuple[Pointer, bool]:
     """Return what an image is to name when the lift that it stands on is taken out.
 
-    That is the original name, wherever it still leads to the layer that the lift was made of; else, for an image that
-    was moved or copied away from its layers, that layer's absolute name.
+    That is the original name, wherever it still leads to the layer that the lift was made of, or where layers and lift
+    were copied or moved together; else, for an image that was moved or copied away from its layers, that layer's
+    absolute name.
 
     :return: the pointer, and whether it leads to just that layer; if not (everything was moved or copied together),
         only a comparison of every byte can tell.
@@ -114,7 +115,8 @@ def original_pointer(image: Path, lift: Lift) -> tuple[Pointer, bool]:
         return pointer, False
     if is_file(here, layer):
         return pointer, True
-    if is_file(Path(known), layer):
+    is_copy = bool(manifest.files) and not is_file(lift.file, manifest.files[-1])
+    if is_file(Path(known), layer) and not (is_copy and here.exists()):
         return Pointer(name=known, format=pointer.format), True
     if here.exists():
         return pointer, False

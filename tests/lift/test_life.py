@@ -127,7 +127,7 @@ def whole_life(tmp_path, host_qemu, tool, reference, same, *, length, pace):
         status, said = tool(host_qemu, "img", "check", path)
         assert status == 0, said
     assert subprocess.run(["e2fsck", "-fn", life.raw], capture_output=True).returncode == 0
-    assert sorted(path.name for path in chain.path.glob("*.lift*")) == []
+    assert sorted(path.name for path in chain.path.glob("*.lift")) == []
 
 
 def digest_of(path):

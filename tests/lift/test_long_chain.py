@@ -57,7 +57,7 @@ def test_a_long_chain_through_its_whole_life(tmp_path, host_qemu, tool, same, re
     assert same(over, raw)
     restored = restore_lift(over, host_qemu, clean=True)
     assert [found.change.owner for found in restored.found] == [over, image]
-    assert list(tmp_path.glob("*.lift*")) == []
+    assert list(tmp_path.glob("*.lift")) == []
     with open_chain(over) as chain:
         assert chain.length == LENGTH + 1
     assert same(over, raw)

@@ -43,8 +43,12 @@ class LiftMachine(ChainMachine):
         try:
             manifest, _ = lift_squash(image, qemu)
         except ImageError as error:
-            assert "nothing between" in str(error)
-        else:
+            if "cannot be carried over" in str(error):  # a bitmap that is older than a resize
+                manifest, _ = lift_squash(image, qemu, drop_bitmaps=True)
+            else:
+                assert "nothing between" in str(error)
+                manifest = None
+        if manifest is not None:
             self.check(image, manifest.files[0].path)
             restore_lift(image, qemu, clean=True)
         for out, how in (("flat.qcow2", {}), ("flat.raw", {"file_format": "raw"}), ("small", {"compress": "zstd"})):

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 @content_option
 @click.option("--clean", is_flag=True, help="Remove the lift that this one replaces, where nobody else needs it.")
 @search_option
-@click.option("--drop-bitmaps", is_flag=True, help="Go on although bitmaps of layers cannot be kept (--libvirt).")
+@click.option("--drop-bitmaps", is_flag=True, help="Do not carry the layers' persistent bitmaps over.")
 @click.option("--rate", type=SIZE, metavar="SIZE", help="Copy at most so much a second.")
 @lift_dir_option
 @force_option

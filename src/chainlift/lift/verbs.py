@@ -122,6 +122,7 @@ def squash(
     Persistent bitmaps of the layers that are replaced are carried over, where who holds the disk will find them there.
 
     :param onto: path of the layer that the new one stands on; None: the base.
+    :param drop_bitmaps: go on without those that cannot be carried over.
     :param delete_layers_in: delete the replaced layers, after a comparison of every byte, where nobody needs them;
         these directories are searched for other images. Or what a run that was killed has left of them.
     :return: also what was deleted and kept.
@@ -139,7 +140,7 @@ def squash(
         absolute_names=disk.needs_absolute_names,
         onto=onto,
         drop_bitmaps=drop_bitmaps or disk.keeps_bitmaps,
-        finish=partial(_carry_bitmaps, disk),
+        finish=None if drop_bitmaps else partial(_carry_bitmaps, disk),
         rate_bytes_per_s=rate_bytes_per_s,
         progress=progress,
     )

@@ -179,7 +179,7 @@ def _cannot_be_carried(path: Path, bitmap: Bitmap, why: str) -> ImageError:
     return ImageError(
         f"the bitmap {bitmap.name!r} {why}: it cannot be carried over",
         path=path,
-        hint="remove it with qemu-img bitmap --remove, and let the next backup be a full one",
+        hint="--drop-bitmaps goes on without the bitmaps; let the next backup be a full one",
     )
 
 

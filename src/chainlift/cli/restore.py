@@ -55,7 +55,7 @@ def command(
         done = restore(disk, only=only, clean=clean, dry_run=dry_run, content=content, search=search, progress=progress)
         switched = "" if dry_run else describe_switch(disk)
     if not done.found and not as_json:
-        click.echo(f"{disk.image}: is not lifted; what was left of lifts is removed")
+        click.echo(f"{disk.image}: is not lifted{'' if done.tidied.kept else '; what was left of lifts is removed'}")
     if as_json:
         rows = [
             {

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -20,7 +20,8 @@ from chainlift.lift.find import FoundLift, find_lifts, merged
 from chainlift.lift.neighbours.carried import carry_bitmaps, has_bitmaps
 from chainlift.lift.prepare import prepare_index, prepare_squash
 from chainlift.lift.record.lifts import find_lift
-from chainlift.lift.tidy import Tidied, remove_lifts, require_removable
+from chainlift.lift.record.manifest import SUFFIX
+from chainlift.lift.tidy import Tidied, remove_leftovers, remove_lifts, require_removable
 from chainlift.qemu.binary import find_qemu
 
 if TYPE_CHECKING:
@@ -175,7 +176,7 @@ def restore(
     """
     found = find_lifts(disk)
     if not found:
-        if clean and not dry_run and (tidied := _remove_left(disk, search)).removed:
+        if clean and not dry_run and (tidied := _remove_left(disk, search)) != Tidied():
             return Restored([], tidied)
         raise _not_lifted(disk)
     if only:
@@ -222,8 +223,8 @@ def _in_use(
         disk.compare(changes, content=content, progress=progress)
         # Building may have taken minutes: what was allowed before must still be.
         disk.check(for_index=prepared.manifest.kind == "index")
-        prepared.mark_used()
         try:
+            prepared.mark_used()
             disk.switch(changes)
         except BaseException:
             if not _may_have_switched(disk, changes):
@@ -249,11 +250,12 @@ def _settle(disk: Disk, prepared: Prepared, *, clean: bool, search: Sequence[Pat
 
 
 def _remove(files: Sequence[Path], disk: Disk, search: Sequence[Path], *, held: Workspace | None = None) -> Tidied:
-    """Remove lifts after a switch, which has been made whatever happens here."""
+    """Remove lifts after a switch, which has been made whatever happens here: what fails is told of the file."""
     try:
         return remove_lifts(files, image=disk.image, search=search, held=held)
     except (ChainliftError, OSError) as error:
-        return Tidied(kept=dict.fromkeys((file for file in files if file.exists()), f"not removed: {error}"))
+        there = [file for file in files if file.exists() or file.with_suffix(SUFFIX).exists()]
+        return Tidied(kept=dict.fromkeys(there, f"not removed: {error}"))
 
 
 def _delete(disk: Disk, prepared: Prepared, search: Sequence[Path]) -> Deletion:
@@ -282,7 +284,10 @@ def _remove_left(disk: Disk, search: Sequence[Path]) -> Tidied:
     named = [workspace.named_file(stem) for stem in workspace.lifts()]
     files = [file for file in named if file is not None]
     require_removable(files)
-    return remove_lifts(files, image=disk.image, search=search)
+    before = list(workspace.path.iterdir()) or [workspace.path]
+    tidied = _remove(files, disk, search)
+    remove_leftovers(disk.image)
+    return replace(tidied, removed=[path for path in before if not path.exists()])
 
 
 def _not_lifted(disk: Disk) -> ImageError:

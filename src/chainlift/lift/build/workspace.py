@@ -177,8 +177,10 @@ class Workspace:
     def remove_lift(self, stem: str, *, used: bool) -> list[Path]:
         """Remove a lift's files, its record last; return what was removed.
 
-        :param used: whether an image may have named it; if not, its entry in the note goes, too.
+        :param used: whether an image may have named it; if not, its entry in the note goes, too, and before them, so that
+            a run that is killed here leaves no entry for ever.
         """
+        has_room = used or self._forget(stem)
         names = [name for suffix in _SUFFIXES for name in (stem + suffix, stem + suffix + NEW_SUFFIX)]
         removed = []
         for name in (*names, stem + SUFFIX + NEW_SUFFIX, stem + SUFFIX):
@@ -186,12 +188,22 @@ class Workspace:
                 (self.path / name).unlink()
                 removed.append(self.path / name)
         sync_directory(self.path)
-        if not used:
-            note = read_note(self.path)
-            left = {file: way for file, way in note.items() if file.partition(".")[0] != stem}
+        if not has_room:
+            self._forget(stem)  # as best we can: there is room now
+        return removed
+
+    def _forget(self, stem: str) -> bool:
+        """Remove a lift's entry in the note; return False where there is no room to write the others."""
+        note = read_note(self.path)
+        left = {file: way for file, way in note.items() if file.partition(".")[0] != stem}
+        try:
             if left != note:
                 self._write_note(left)
-        return removed
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            return False
+        return True
 
     def forget_way_back(self, stem: str) -> None:
         """Say in the note that nothing leads back from a lift any more."""
@@ -228,7 +240,7 @@ class Workspace:
         for path in list(self.path.iterdir()):
             stem = _stem(path.name.removesuffix(NEW_SUFFIX))
             if path.name.endswith(NEW_SUFFIX) and (stem is not None or path.name == NAME + NEW_SUFFIX):
-                path.unlink()
+                path.unlink(missing_ok=True)  # it went with its record
             elif path.suffix == SUFFIX and stem is not None:
                 self.remove_unused([stem])
 

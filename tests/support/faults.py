@@ -110,7 +110,10 @@ def run(
             continue
         request = _CONT
         if event == _EVENT_SECCOMP:
-            call = _relevant(pid, under, reads=reads)
+            try:
+                call = _relevant(pid, under, reads=reads)
+            except (ProcessLookupError, FileNotFoundError):
+                call = None  # somebody has killed it meanwhile
             if call is not None:
                 here = len(trace.calls)
                 trace.calls.append(call)

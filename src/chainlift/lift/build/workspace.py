@@ -177,8 +177,8 @@ class Workspace:
     def remove_lift(self, stem: str, *, used: bool) -> list[Path]:
         """Remove a lift's files, its record last; return what was removed.
 
-        :param used: whether an image may have named it; if not, its entry in the note goes, too, and before them, so that
-            a run that is killed here leaves no entry for ever.
+        :param used: whether an image may have named it; if not, its entry in the note goes, too, and before them: a run
+            that is killed here leaves no entry for ever.
         """
         has_room = used or self._forget(stem)
         names = [name for suffix in _SUFFIXES for name in (stem + suffix, stem + suffix + NEW_SUFFIX)]

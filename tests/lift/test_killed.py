@@ -68,6 +68,10 @@ VERBS = {
 }
 
 
+#: What removes lifts that an image has named.
+REMOVE = {verb for verb in VERBS if "clean" in verb or "delete" in verb}
+
+
 def lift_before(directory, verb, qemu):
     """Do what a verb needs done; not in the template: an index knows its absolute path."""
     if verb not in ("index", "index with a budget", "squash", "squash and delete", "flatten"):
@@ -96,19 +100,21 @@ def files_in(directory):
     return sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file())
 
 
-def leftovers(directory):
-    """What no run should leave: everything that is neither a chain's nor of a lift that an image may name."""
+def leftovers(directory, verb):
+    """What no run should leave: everything that is neither a chain's nor of a lift that an image may name, or did."""
     known = {f"layer{number}.qcow2" for number in range(5)} | {"out.qcow2"}
     for lift in directory.glob("*.lift"):
         records = [record for record in lift.glob("*.json") if json.loads(record.read_text())["used"]]
         for record in records:
             known |= {f"{lift.name}/{record.stem}{suffix}" for suffix in (".json", ".table", ".vmdk", ".qcow2")}
-        noted = {Path(name).stem for name in read_note(lift)}
-        if noted and noted <= {record.stem for record in records}:
-            known.add(f"{lift.name}.json")
         if not records:
-            known.discard(f"{lift.name}.json")
             yield lift.name
+    for note in directory.glob("*.lift.json"):
+        lift = note.with_suffix("")
+        noted = {Path(name).stem for name in read_note(lift)}
+        # The way back from a lift that was removed stays noted.
+        if noted and (verb in REMOVE or noted <= {record.stem for record in lift.glob("*.json")}):
+            known.add(note.name)
     yield from sorted(set(files_in(directory)) - known)
 
 
@@ -194,7 +200,7 @@ def attack(tmp_path, fresh, qemu, verb, kinds, *, reads):
             if verb == "squash and delete" and not (directory / "layer3.qcow2.lift/squash-2.json").exists():
                 left = [name for name in ("layer1.qcow2", "layer2.qcow2") if (directory / name).exists()]
                 assert not left, f"{left} stays after a second run after {where}"
-            left = list(leftovers(directory))
+            left = list(leftovers(directory, verb))
             assert not left, f"{left} stays after a second run after {where}"
     sys.stdout.write(f"{verb}: {points} faults at {len(clean.calls)} calls, {len(checked)} different states\n")
 

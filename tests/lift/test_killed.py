@@ -198,6 +198,8 @@ def attack(tmp_path, fresh, qemu, verb, kinds, *, reads):
             check_state(directory, wanted, raw, layers, verb, f"a second run after {where}")
             # A run that was killed just before the switch leaves a lift that an image might name, and its way back.
             if verb == "squash and delete" and not (directory / "layer3.qcow2.lift/squash-2.json").exists():
+                ways = read_note(directory / "layer3.qcow2.lift").values()
+                assert all(way.deleted for way in ways), f"a way back is noted after a second run after {where}"
                 left = [name for name in ("layer1.qcow2", "layer2.qcow2") if (directory / name).exists()]
                 assert not left, f"{left} stays after a second run after {where}"
             left = list(leftovers(directory, verb))

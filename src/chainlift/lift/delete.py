@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chainlift.errors import ImageError
-from chainlift.lift.build.workspace import remove_files
+from chainlift.lift.build.workspace import Workspace, as_errors, remove_files
 from chainlift.lift.neighbours.neighbourhood import Neighbourhood
 from chainlift.lift.record.identity import identify
 from chainlift.lift.record.lifts import find_lift
@@ -98,7 +98,10 @@ def finish_deletion(image: Path, current: Pointer | None, search: Sequence[Path]
     deletion = _sort_out(image, lift.manifest, left, search)
     if not deletion.deletable:
         return None
-    _delete(deletion)
+    workspace = Workspace.at(lift.file.parent, image)
+    with as_errors(workspace), workspace.hold():
+        workspace.forget_way_back(lift.file.stem)  # it may be what was not done any more
+        _delete(deletion)
     return lift.manifest, deletion
 
 

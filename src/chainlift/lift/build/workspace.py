@@ -237,6 +237,8 @@ class Workspace:
         return own if own.exists() or not (self.path / NAME).exists() else self.path / NAME
 
     def _remove_leftovers(self) -> None:
+        note = note_path(self.path)
+        note.with_name(note.name + NEW_SUFFIX).unlink(missing_ok=True)
         for path in list(self.path.iterdir()):
             stem = _stem(path.name.removesuffix(NEW_SUFFIX))
             if path.name.endswith(NEW_SUFFIX) and (stem is not None or path.name == NAME + NEW_SUFFIX):

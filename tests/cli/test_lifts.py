@@ -49,7 +49,7 @@ def test_a_lift_and_its_end(tmp_path, said):
     assert removed.startswith("chainlift: removed ")
     assert sorted(removed.removeprefix("chainlift: removed ").split(", ")) == sorted(f"{lift}/{name}" for name in names)
     assert read(image) == before
-    assert everything(tmp_path).keys() == files.keys()
+    assert everything(tmp_path).keys() == {*files, f"c/{image.name}.lift.json"}  # the note stays
     for words in (["restore"], ["restore", "--clean"], ["verify"]):
         status, out, err = said(*words, image)
         assert (status, out) == (2, "")
@@ -121,6 +121,6 @@ def test_a_lift_in_another_directory_has_absolute_names(tmp_path, said):
         assert said("verify", "--content", image)[0] == 0
         assert everything(image.parent).keys() == files.keys()
         assert said("restore", "--clean", image)[0] == 0
-        assert list(place.iterdir()) == []
+        assert [path.name for path in place.iterdir()] == [f"{image.name}.lift.json"]
     assert read(image) == before
     assert backing_name(image) == "layer3.qcow2"

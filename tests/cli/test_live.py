@@ -122,3 +122,15 @@ def test_two_ways_to_one_monitor_are_bad_use(running):
     done = chainlift("index", "--qmp", running[0], "--libvirt", "vm7")
     assert done.returncode == 2
     assert "choose one" in done.stderr
+
+
+def test_how_long_to_wait_for_a_busy_socket_can_be_said(running):
+    with Monitor.connect(running[0]):
+        done = chainlift("plan", "--qmp", running[0], "--timeout", "1")
+    assert done.returncode == 3
+    assert done.stderr == (
+        f"chainlift: {running[0]}: is busy: another client is connected, or QEMU does not answer (waited 1 s); QMP serves "
+        "one client at a time: give each a socket of its own, or wait longer\n"
+    )
+    done = chainlift("plan", running[1], "--timeout", "1")
+    assert (done.returncode, "--timeout goes with --qmp" in done.stderr) == (2, True)

@@ -20,6 +20,15 @@ if TYPE_CHECKING:
 
 _F = TypeVar("_F", bound="Callable[..., object]")
 
+#: Of every verb that talks to a running QEMU. Shorter than a second, a QEMU that is well is taken for one that is not.
+timeout_option = click.option(
+    "--timeout",
+    "timeout_s",
+    type=click.FloatRange(min=1),
+    metavar="S",
+    help="With a running QEMU: wait so long for its socket to be free, and for each answer.  [default: 10 and 120]",
+)
+
 #: A command that took longer was noticed by the guest, if QEMU's main loop serves its disk.
 _NOTICED_S = 0.3
 
@@ -34,6 +43,7 @@ class DiskName:
     device: str | None
     node: str | None
     force: bool = False
+    timeout_s: float | None = None
 
     @property
     def is_running(self) -> bool:
@@ -65,6 +75,7 @@ class DiskName:
             node=self.node,
             qemu=qemu,
             force=self.force,
+            timeout_s=self.timeout_s,
         ) as disk:
             for warning in getattr(getattr(disk, "session", None), "warnings", ()):
                 click.echo(f"chainlift: warning: {warning}", err=True)
@@ -82,21 +93,25 @@ def disk_options(function: _F) -> _F:
         libvirt: str | None,
         device: str | None,
         node: str | None,
+        timeout_s: float | None,
         force: bool = False,
         **others: Any,  # noqa: ANN401 - the verb's own
     ) -> object:
         if qmp is not None and libvirt is not None:
             raise click.UsageError("--qmp and --libvirt are two ways to the same thing: choose one")
-        name = DiskName(image, qmp, libvirt, device, node, force)
+        name = DiskName(image, qmp, libvirt, device, node, force, timeout_s)
         if not name.is_running:
             if device or node:
                 raise click.UsageError("--device and --node go with --qmp or --libvirt")
+            if timeout_s is not None:
+                raise click.UsageError("--timeout goes with --qmp or --libvirt")
             if image is None:
                 raise click.UsageError("Missing argument 'IMAGE' (or --qmp SOCKET, or --libvirt DOMAIN)")
         return function(name=name, **others)
 
     wrapped = cast("_F", with_name)
     for option in (
+        timeout_option,
         click.option("--node", metavar="NAME", help="With a running QEMU: the disk whose active layer is this node."),
         click.option("--device", metavar="ID", help="With a running QEMU: the disk of this device or export."),
         click.option("--libvirt", metavar="DOMAIN", help="Work under the running QEMU of this libvirt domain."),

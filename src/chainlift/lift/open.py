@@ -27,6 +27,7 @@ def open_disk(
     node: str | None = None,
     qemu: Qemu | None = None,
     force: bool = False,
+    timeout_s: float | None = None,
 ) -> Iterator[Disk]:
     """Open a disk for the verbs: at rest, or in the hands of the QEMU behind a monitor.
 
@@ -39,6 +40,8 @@ def open_disk(
     :param device: of a running QEMU: the disk by a device's or an export's name; or
     :param node: by its node.
     :param qemu: whose tools compare and switch; None: the host's.
+    :param timeout_s: of a running QEMU: how long to wait for its monitor to be free, and for each answer;
+        None: 10 and 120.
     :param force: at rest: also where libvirt or another manager keeps a record of the chain.
     :raise InputError: if the disk cannot be found, or must not be lifted; nothing was touched.
     """
@@ -59,5 +62,5 @@ def open_disk(
     where = Path(qmp) if qmp is not None else Domain(libvirt or "")
     be_gentle()
     path = None if image is None else Path(image)
-    with open_session(where, device=device, node=node, image=path) as session:
+    with open_session(where, device=device, node=node, image=path, timeout_s=timeout_s) as session:
         yield RunningDisk(session, qemu or find_qemu(need=["storage-daemon"]))

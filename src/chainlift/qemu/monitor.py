@@ -11,11 +11,13 @@ import concurrent.futures
 import contextlib
 import logging
 import os
+import socket
+import struct
 import threading
 import time
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 from qemu.qmp import ConnectError, EventListener, ExecuteError, QMPClient, QMPError, Runstate
 
@@ -32,6 +34,10 @@ if TYPE_CHECKING:
 logging.getLogger("qemu.qmp").addHandler(logging.NullHandler())
 
 _T = TypeVar("_T")
+
+#: How long a command may take, where nobody says otherwise.
+COMMAND_S: Final = 120.0
+_RETRY_S: Final = 0.02
 
 #: Events that nobody has asked for are kept up to this many; the oldest go first.
 _BACKLOG = 10_000
@@ -66,11 +72,15 @@ class Connection:
 
     :param client: not connected yet.
     :param process: the QEMU at the other end, where it is ours: its end explains a lost connection.
+    :param command_s: how long a command may take, where it has no limit of its own.
     """
 
-    def __init__(self, client: QMPClient, process: QemuProcess | None = None) -> None:
+    def __init__(self, client: QMPClient, process: QemuProcess | None = None, *, command_s: float = COMMAND_S) -> None:
         self._client = client
         self._process = process
+        self._command_s = command_s
+        #: The process that listens on the socket; None where it is in another PID namespace.
+        self.peer_pid: int | None = None
         self._changed = threading.Condition()
         self._lost = False
         self._events: deque[Event] = deque(maxlen=_BACKLOG)
@@ -89,18 +99,19 @@ class Connection:
         command: str,
         arguments: Mapping[str, object] | None = None,
         *,
-        timeout_s: float = 120.0,
+        timeout_s: float | None = None,
         **keywords: object,
     ) -> Any:  # noqa: ANN401 - whatever the command returns
         """Run a command and return what it returns.
 
         :param arguments: named as QMP spells them.
-        :param timeout_s: how long to wait for the answer.
+        :param timeout_s: how long to wait for the answer; None: as long as the connection's commands may take.
         :param keywords: more arguments, where ``_`` stands for ``-``.
         :raise QemuError: if QEMU refuses (its words) or does not answer in time (what it did is then unknown).
         :raise QemuCrashed: if QEMU ended before it answered.
         """
         merged = merge_arguments(arguments, keywords)
+        timeout_s = self._command_s if timeout_s is None else timeout_s
         try:
             return self._call(self._client.execute(command, merged or None), timeout_s)
         except ExecuteError as error:
@@ -135,21 +146,30 @@ class Connection:
         deadline = time.monotonic() + timeout_s
         while True:
             try:
-                self._call(self._client.connect(address), max(deadline - time.monotonic(), 0.1))
+                self._connect_once(address, deadline)
                 break
-            except (TimeoutError, ConnectError) as error:
+            except (TimeoutError, ConnectError, OSError) as error:
                 if self._process is not None and not self._process.running:
                     raise self._process.crash_error("its start") from None
                 if time.monotonic() >= deadline:
-                    raise QemuError(
-                        f"no answer within {timeout_s:g} s",
-                        path=address,
-                        hint="is anybody else on this socket?",
-                    ) from error
+                    raise _busy(address, timeout_s) from error
                 if self._process is None:
                     raise QemuError(f"cannot connect: {_cause(error)}", path=address) from None
-                time.sleep(0.02)
+                time.sleep(_RETRY_S)
         self._call(self._listen(), 10.0)
+
+    def _connect_once(self, address: str, deadline: float) -> None:
+        """Connect once, and wait for QEMU's greeting.
+
+        The library would not do: on a socket whose queue is full it goes on without a connection ("Invalid argument").
+        """
+        connected = _open_socket(address, deadline)
+        try:
+            self.peer_pid = _peer_pid(connected)
+            self._call(self._client.connect(connected), max(deadline - time.monotonic(), 0.1))
+        except BaseException:
+            connected.close()
+            raise
 
     async def _listen(self) -> None:
         listener = EventListener()
@@ -184,16 +204,23 @@ class Monitor(Connection):
 
     @classmethod
     def connect(
-        cls, socket_path: str | PathLike[str], process: QemuProcess | None = None, timeout_s: float = 120.0
+        cls,
+        socket_path: str | PathLike[str],
+        process: QemuProcess | None = None,
+        timeout_s: float = 120.0,
+        *,
+        command_s: float = COMMAND_S,
     ) -> Self:
         """Connect to the monitor's UNIX socket.
 
         :param process: the QEMU, where we have started it: then the socket may be still to come (QEMU opens its disks
             first, which takes a long chain half a minute).
+        :param timeout_s: how long to wait for QEMU's greeting.
+        :param command_s: how long each command may take.
         :raise QemuError: if nobody answers there.
         :raise QemuCrashed: if the process ends meanwhile.
         """
-        monitor = cls(Client(), process)
+        monitor = cls(Client(), process, command_s=command_s)
         monitor._connect(str(socket_path), timeout_s)
         return monitor
 
@@ -250,6 +277,44 @@ def event_loop() -> asyncio.AbstractEventLoop:
             _running_loop = asyncio.new_event_loop()
             threading.Thread(target=_running_loop.run_forever, name="qmp", daemon=True).start()
         return _running_loop
+
+
+def _open_socket(address: str, deadline: float) -> socket.socket:
+    """Connect to a UNIX socket; where its queue is full, wait for a place in it.
+
+    QEMU's queue has two places (``listen()`` with a backlog of 1), and nobody is taken from there while it has a client.
+
+    :raise TimeoutError: if there is no place by then.
+    :raise OSError: if nobody listens.
+    """
+    there = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    while True:
+        try:
+            there.connect(address)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                there.close()
+                raise TimeoutError from None
+            time.sleep(_RETRY_S)
+        except BaseException:
+            there.close()
+            raise
+        else:
+            return there
+
+
+def _peer_pid(connected: socket.socket) -> int | None:
+    size = struct.calcsize("3i")
+    pid: int = struct.unpack("3i", connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))[0]
+    return pid or None
+
+
+def _busy(address: str, timeout_s: float) -> QemuError:
+    return QemuError(
+        f"is busy: another client is connected, or QEMU does not answer (waited {timeout_s:g} s)",
+        path=address,
+        hint="QMP serves one client at a time: give each a socket of its own, or wait longer",
+    )
 
 
 def _cause(error: BaseException) -> str:

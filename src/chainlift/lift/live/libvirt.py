@@ -25,7 +25,7 @@ from xml.etree import ElementTree as ET
 
 from chainlift.errors import InputError, MissingToolError, QemuError
 from chainlift.lift.live.peer import Peer, look_at
-from chainlift.qemu.monitor import merge_arguments
+from chainlift.qemu.monitor import COMMAND_S, merge_arguments
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -52,11 +52,13 @@ class Domain:
 class VirshMonitor:
     """QEMU's monitor through libvirt. See :class:`chainlift.lift.live.qmp.Qmp`.
 
+    :param command_s: how long a command may take, where it has no limit of its own.
     :raise MissingToolError: if there is no virsh.
     """
 
-    def __init__(self, domain: Domain) -> None:
+    def __init__(self, domain: Domain, *, command_s: float = COMMAND_S) -> None:
         self._domain = domain
+        self._command_s = command_s
         self._rest = b""
         # Lines come back with the prompt, and are not coloured or folded for a terminal.
         environment = {**os.environ, "LC_ALL": "C", "TERM": "dumb"}
@@ -81,7 +83,7 @@ class VirshMonitor:
         command: str,
         arguments: Mapping[str, object] | None = None,
         *,
-        timeout_s: float = 120.0,
+        timeout_s: float | None = None,
         **keywords: object,
     ) -> Any:  # noqa: ANN401 - whatever the command returns
         """Run a command and return what it returns; as :meth:`chainlift.qemu.monitor.Monitor.execute`.
@@ -89,6 +91,7 @@ class VirshMonitor:
         :raise QemuError: if QEMU or libvirt refuses, or does not answer in time (what it did is then unknown).
         """
         merged = merge_arguments(arguments, keywords)
+        timeout_s = self._command_s if timeout_s is None else timeout_s
         request = json.dumps({"execute": command, **({"arguments": merged} if merged else {})})
         line = f"qemu-monitor-command {_quoted(self._domain.name)} --cmd {_quoted(request)}\n"
         stdin = self._virsh.stdin

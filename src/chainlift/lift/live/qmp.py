@@ -16,7 +16,7 @@ class Qmp(Protocol):
         command: str,
         arguments: Mapping[str, object] | None = None,
         *,
-        timeout_s: float = 120.0,
+        timeout_s: float | None = None,
         **keywords: object,
     ) -> Any:  # noqa: ANN401 - whatever the command returns
         """See :meth:`chainlift.qemu.monitor.Monitor.execute`."""

@@ -6,7 +6,7 @@ import os
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from chainlift.errors import ImageError, QemuError, UnknownStateError
 from chainlift.lift.live import guard
@@ -14,12 +14,12 @@ from chainlift.lift.live.describe import look
 from chainlift.lift.live.disks import LiveDisk, choose_disk, list_disks, list_iothreads
 from chainlift.lift.live.job import StreamJob
 from chainlift.lift.live.libvirt import WARNING, Domain, VirshMonitor, device_of_target, find_domain
-from chainlift.lift.live.peer import Peer, find_peer, look_at
+from chainlift.lift.live.peer import Peer, look_at
 from chainlift.lift.live.pivot import Pivot, State
 from chainlift.lift.live.steps import PAUSE_S, ActiveNode, node_prefix
 from chainlift.lift.tidy import remove_leftovers
 from chainlift.qcow2.header import parse_header
-from chainlift.qemu.monitor import Monitor
+from chainlift.qemu.monitor import COMMAND_S, Monitor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 #: A name, a feature table and a long backing name fit well into this much of a qcow2 file's beginning.
 _HEADER_BYTES = 1 << 16
 #: A QMP socket serves one client at a time: whoever waits longer waits for another one to go.
-_CONNECT_S = 10.0
+CONNECT_S: Final = 10.0
 
 
 @dataclass
@@ -112,7 +112,12 @@ class LiveSession:
 
 @contextmanager
 def open_session(
-    where: Path | Domain, *, device: str | None = None, node: str | None = None, image: Path | None = None
+    where: Path | Domain,
+    *,
+    device: str | None = None,
+    node: str | None = None,
+    image: Path | None = None,
+    timeout_s: float | None = None,
 ) -> Iterator[LiveSession]:
     """Connect to a QEMU, find the disk that is meant, clean up after a killed run, and check that it can be switched.
 
@@ -120,11 +125,12 @@ def open_session(
     :param device: the disk by a device's or an export's name, or by libvirt's target (``vda``); or
     :param node: by its node; or
     :param image: by its active layer's file; all None where there is only one.
+    :param timeout_s: how long to wait for the socket to be free, and for the answer to each command; None: 10 and 120.
     :raise InputError: if it cannot be switched, with the reason.
     :raise QemuError: if QEMU does not answer.
     :raise UnknownStateError: if what a killed run has left there cannot be finished or undone.
     """
-    with connect(where) as (monitor, version, peer):
+    with connect(where, timeout_s=timeout_s) as (monitor, version, peer):
         graph = look(monitor, peer)
         if isinstance(where, Domain) and device is not None:
             device = device_of_target(where, device)
@@ -168,22 +174,27 @@ def _finish_left(session: LiveSession) -> bool:
 
 
 @contextmanager
-def connect(where: Path | Domain) -> Iterator[tuple[Qmp, tuple[int, int, int], Peer]]:
+def connect(
+    where: Path | Domain, *, timeout_s: float | None = None
+) -> Iterator[tuple[Qmp, tuple[int, int, int], Peer]]:
     """Connect to a QEMU that has the commands we need; yield its monitor, its version and its process.
 
+    :param timeout_s: how long to wait for the socket to be free, and for the answer to each command; None: 10 and 120.
     :raise InputError: if it is too old.
     :raise QemuError: if nobody answers.
     """
     if isinstance(where, Path) and not where.is_socket():
         raise ImageError("is no socket", path=where, hint="name QEMU's QMP socket (-qmp unix:PATH,server=on,wait=off)")
+    command_s = COMMAND_S if timeout_s is None else timeout_s
     with ExitStack() as stack:
         monitor: Qmp
         if isinstance(where, Domain):
             peer = find_domain(where)
-            monitor = stack.enter_context(VirshMonitor(where))
+            monitor = stack.enter_context(VirshMonitor(where, command_s=command_s))
         else:
-            peer = find_peer(where)
-            monitor = stack.enter_context(Monitor.connect(where, timeout_s=_CONNECT_S))
+            connect_s = CONNECT_S if timeout_s is None else timeout_s
+            monitor = stack.enter_context(Monitor.connect(where, timeout_s=connect_s, command_s=command_s))
+            peer = Peer(None, None) if monitor.peer_pid is None else look_at(monitor.peer_pid)
         guard.refuse_old_qemu(monitor)
         yield monitor, _version(monitor), peer
 

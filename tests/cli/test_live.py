@@ -128,9 +128,9 @@ def test_how_long_to_wait_for_a_busy_socket_can_be_said(running):
     with Monitor.connect(running[0]):
         done = chainlift("plan", "--qmp", running[0], "--timeout", "1")
     assert done.returncode == 3
-    assert done.stderr == (
-        f"chainlift: {running[0]}: is busy: another client is connected, or QEMU does not answer (waited 1 s); QMP serves "
-        "one client at a time: give each a socket of its own, or wait longer\n"
+    assert done.stderr.startswith(
+        f"chainlift: {running[0]}: is busy: another client is connected, or QEMU does not answer "
     )
+    assert "(waited 1 s); QMP serves one client at a time" in done.stderr
     done = chainlift("plan", running[1], "--timeout", "1")
     assert (done.returncode, "--timeout goes with --qmp" in done.stderr) == (2, True)

@@ -48,6 +48,7 @@ def command(
         raise click.UsageError("--search goes with --clean")
     from chainlift.cli.byte_progress import byte_progress
     from chainlift.cli.disk import describe_switch, say_tidied
+    from chainlift.errors import one_line
     from chainlift.lift.verbs import restore
     from chainlift.qemu.binary import find_qemu
 
@@ -74,4 +75,6 @@ def command(
                 f"{entry.change.owner}: {does} on {entry.change.new.name} again, not on {entry.lift.file}{switched}"
             )
             switched = ""
+    for warning in done.warnings:
+        click.echo(f"chainlift: warning: {one_line(warning)}", err=True)
     say_tidied(done.tidied, asked=clean)

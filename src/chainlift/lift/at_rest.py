@@ -7,6 +7,9 @@ in one write, under QEMU's own locks; the chain is not opened.
 from __future__ import annotations
 
 import os
+import time
+from contextlib import nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,12 +20,14 @@ from chainlift.lift.neighbours.libvirt import Definitions
 from chainlift.lift.neighbours.locks import refuse_if_open
 from chainlift.lift.neighbours.managers import manager_of
 from chainlift.lift.record.identity import absolute_name
+from chainlift.lift.record.mark import read_mark, state_directory, write_mark
 from chainlift.lift.record.pointer import led_to, read_pointer
 from chainlift.qemu.binary import find_qemu
 from chainlift.qemu.process import run_tool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
 
     from chainlift.lift.record.manifest import Pointer
     from chainlift.qemu.binary import Qemu
@@ -111,6 +116,17 @@ class DiskAtRest:
             return any(_named(change.owner) != change.old.name for change in changes)
         except ChainliftError:
             return True
+
+    def left_alone(self) -> AbstractContextManager[list[str]]:
+        """Nothing is running that would be lifted by itself."""
+        return nullcontext([])
+
+    def lifted_again(self) -> None:
+        """Take back that it is to be left alone when it runs, if it was said."""
+        mark = read_mark(self._image, state_directory())
+        if mark is not None and mark.is_paused:
+            with suppress(OSError):
+                write_mark(self._image, replace(mark, is_paused=False, at_s=time.time()), state_directory())
 
     def _undo(self, changes: Sequence[Change], cause: BaseException) -> None:
         for change in reversed(changes):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from chainlift.lift.record.manifest import Pointer
@@ -103,3 +104,12 @@ class Disk(Protocol):
 
     def has_switched(self, changes: Sequence[Change]) -> bool:
         """Whether any of the new sides may be in use; asked of the disk itself, and yes where that cannot be told."""
+
+    def left_alone(self) -> AbstractContextManager[list[str]]:
+        """Have ``chainlift watch`` leave the disk alone from before the block on; as it was, where the block fails.
+
+        :return: what an operator should know, where that does not work.
+        """
+
+    def lifted_again(self) -> None:
+        """Have ``chainlift watch`` care for the disk again: somebody has lifted it."""

@@ -55,6 +55,8 @@ class Restored:
     #: The lifts that were taken out, the uppermost first.
     found: list[FoundLift]
     tidied: Tidied = field(default_factory=Tidied)
+    #: What an operator should know.
+    warnings: list[str] = field(default_factory=list)
 
 
 def index(
@@ -195,13 +197,14 @@ def restore(
         hint = "a layer was changed or replaced since; chainlift verify says which"
         raise AnswerIsNo(error.what, path=error.path, hint=hint) from error
     disk.check()
-    disk.switch(changes)
+    with disk.left_alone() as warnings:
+        disk.switch(changes)
     tidied = Tidied()
     if clean:
         # What fails from here on is told, and changes nothing of the switch.
         files = [file for entry in found for file in (entry.lift.file, *map(Path, entry.lift.manifest.supersedes))]
         tidied = _remove(files, disk, search)
-    return Restored(found, tidied)
+    return Restored(found, tidied, warnings)
 
 
 def _current(disk: Disk) -> Pointer | None:
@@ -232,6 +235,7 @@ def _in_use(
                 with suppress(ChainliftError, OSError):
                     prepared.discard()
             raise
+        disk.lifted_again()
         yield prepared
 
 

@@ -282,7 +282,7 @@ def event_loop() -> asyncio.AbstractEventLoop:
 def _open_socket(address: str, deadline: float) -> socket.socket:
     """Connect to a UNIX socket; where its queue is full, wait for a place in it.
 
-    QEMU's queue has two places (``listen()`` with a backlog of 1), and nobody is taken from there while it has a client.
+    QEMU's queue has two places (``listen()`` with a backlog of 1), and it takes nobody out while it has a client.
 
     :raise TimeoutError: if there is no place by then.
     :raise OSError: if nobody listens.

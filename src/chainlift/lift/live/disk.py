@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import time
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,11 +18,13 @@ from chainlift.lift.live.graph import is_same_file
 from chainlift.lift.live.layers import layers_under, leads_to, refer, standing
 from chainlift.lift.live.steps import Timings
 from chainlift.lift.live.switch import switch_live
+from chainlift.lift.live.whose import ask_vm, nearest_mark
 from chainlift.lift.record.manifest import Pointer
+from chainlift.lift.record.mark import Mark, read_mark, state_directory, write_mark
 from chainlift.lift.record.pointer import backing_name, read_pointer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from chainlift.lift.disk import Standing
     from chainlift.lift.live.pivot import State
@@ -152,6 +156,37 @@ class RunningDisk:
     def has_switched(self, changes: Sequence[Change]) -> bool:
         """Whether any of the new sides may be in use, in a header or in QEMU; yes where that cannot be told."""
         return has_switched(self.session, changes)
+
+    @contextmanager
+    def left_alone(self) -> Iterator[list[str]]:
+        """Mark the disk before the switch: who watches it may look at any time."""
+        directory, warnings = state_directory(), list[str]()
+        before = read_mark(self.image, directory)
+        vm = ask_vm(self.session.monitor, self.session.peer)
+        try:
+            write_mark(self.image, Mark(is_paused=True, at_s=time.time(), why="restored", vm=vm.identity), directory)
+        except OSError as error:
+            warnings.append(
+                f"{self.image}: chainlift watch cannot be told to leave it alone ({error.strerror}); "
+                "chainlift watch pause does so for the whole VM"
+            )
+        try:
+            yield warnings
+        except UnknownStateError:
+            raise
+        except BaseException:
+            with suppress(OSError):
+                write_mark(self.image, before, directory)
+            raise
+
+    def lifted_again(self) -> None:
+        """Take back that the disk is to be left alone, where that was said of it or of a layer under it."""
+        directory, session = state_directory(), self.session
+        # The graph is of before the switch: it has the layers that may be marked.
+        with suppress(ChainliftError, OSError):
+            found = nearest_mark(session.graph, session.disk.node, ask_vm(session.monitor, session.peer), directory)
+            if found is not None and found[0].is_paused:
+                write_mark(self.image, replace(found[0], is_paused=False, at_s=time.time()), directory)
 
     def _is_active(self, owner: Path) -> bool:
         return is_same_file(owner, self.image)

@@ -1,3 +1,4 @@
+import os
 import signal
 
 import pytest
@@ -57,6 +58,12 @@ def wanted_by(item: pytest.Item) -> list[str]:
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     need.check(wanted_by(item))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _state_directory(tmp_path_factory):
+    """Let nothing that is tested write to the host's own."""
+    os.environ["STATE_DIRECTORY"] = str(tmp_path_factory.mktemp("state"))
 
 
 @pytest.fixture(scope="session")

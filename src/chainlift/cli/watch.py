@@ -1,4 +1,4 @@
-"""``chainlift watch``: keep the chains of running VMs short."""
+"""``chainlift watch``: keep the chains of running VMs short; and what a person has to say to that."""
 
 from __future__ import annotations
 
@@ -14,8 +14,17 @@ from chainlift.cli.sizes import SIZE
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from chainlift.lift.live.watching.service import Watch
 
-@click.command()
+_state_option = click.option(
+    "--state",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    metavar="DIR",
+    help="Keep counters and pauses in DIR.  [default: $STATE_DIRECTORY, or /var/lib/chainlift]",
+)
+
+
+@click.group(invoke_without_command=True)
 @click.option(
     "--qmp", "sockets", type=click.Path(path_type=Path), multiple=True, metavar="SOCKET", help="A VM's socket."
 )
@@ -30,69 +39,206 @@ if TYPE_CHECKING:
     "--interval", type=click.FloatRange(min=1), default=60, show_default=True, metavar="S", help="Between rounds."
 )
 @click.option("--copy-budget", type=SIZE, metavar="SIZE", help="As of chainlift index.")
+@click.option(
+    "--jobs", type=click.IntRange(min=1), default=1, show_default=True, metavar="N", help="Index N disks at a time."
+)
+@click.option(
+    "--timeout", "timeout_s", type=click.FloatRange(min=1), metavar="S",
+    help="Wait so long for a socket to be free, and for each answer.  [default: 10 and 120]",
+)  # fmt: skip
+@_state_option
 @click.option("--status", type=OUTPUT_FILE, metavar="FILE", help="Write a JSON status there.")
 @click.option("--metrics", type=OUTPUT_FILE, metavar="FILE", help="Write Prometheus text there.")
+@click.option("--qemu", "qemu_name", default="host", metavar="QEMU", help="Whose storage daemon compares a sample.")
 @click.option("--once", is_flag=True, help="One round; exit status 1 if something went wrong.")
+@click.pass_context
 def command(
+    context: click.Context,
     sockets: tuple[Path, ...],
     directory: Path | None,
     max_length: int,
     interval: float,
     copy_budget: int | None,
+    jobs: int,
+    timeout_s: float | None,
+    state: Path | None,
     status: Path | None,
     metrics: Path | None,
+    qemu_name: str,
     once: bool,
 ) -> None:
     """Index the disks of running VMs whenever their chains have grown longer than --max-length.
 
-    A socket is only held while it is asked, so a backup tool may use the same one in between.
+    A socket is only held while it is asked, so a backup tool may use the same one in between. Every action is one line
+    on standard error. SIGTERM ends it with status 0, when what is under way is finished or undone.
+
+    A VM, or one disk, can be paused. A disk that somebody has restored under its running VM is paused from then on.
     """
-    import json
-    import time
-
-    from chainlift.errors import AnswerIsNo, one_line
-    from chainlift.lift.live.gentle import be_gentle
-    from chainlift.lift.live.watch import WatchStatus, as_json, as_prometheus, sockets_in, watch_round
-
+    if context.invoked_subcommand is not None:
+        _refuse_options(context)
+        context.obj = state
+        return
     if not sockets and directory is None:
         raise click.UsageError("Missing option '--qmp' or '--dir'")
+    import json
+
+    from chainlift.errors import AnswerIsNo
+    from chainlift.lift.live.gentle import be_gentle
+    from chainlift.lift.live.watching.service import Settings, Watch
+    from chainlift.lift.live.watching.status import as_json
+    from chainlift.lift.live.watching.visit import Rules
+    from chainlift.qemu.binary import find_qemu
+
+    state_directory, keeps_state = _state(state)
+    qemu = find_qemu(qemu_name, need=["storage-daemon"])
     be_gentle()
-    seen = WatchStatus()
-    while True:
-        troubles: list[tuple[str, str]] = []
-        with _noted(troubles, directory or "the sockets"):
-            there = [*sockets, *(sockets_in(directory) if directory is not None else ())]
-            watch_round(seen, there, max_length=max_length, copy_budget_bytes=copy_budget)
-        troubles += [*seen.silent.items(), *((disk.image, disk.error) for disk in seen.disks.values() if disk.error)]
-        for file, text in ((status, json.dumps(as_json(seen), indent=1) + "\n"), (metrics, as_prometheus(seen))):
-            if file is not None:
-                with _noted(troubles, file):
-                    _replace(file, text)
-        for where, trouble in troubles:
-            click.echo(one_line(f"chainlift: warning: {where}: {trouble}"), err=True)
-        if once:
-            if status is None:
-                click.echo(json.dumps(as_json(seen), indent=1))
-            if troubles:
-                raise AnswerIsNo(f"{len(troubles)} of the disks, sockets and files could not be served")
-            return
-        time.sleep(interval)
+    watch = Watch(
+        Settings(
+            Rules(max_length, copy_budget, timeout_s, state_directory, qemu),
+            sockets=sockets,
+            directory=directory,
+            interval_s=interval,
+            jobs=jobs,
+            keeps_state=keeps_state,
+            status_file=status,
+            metrics_file=metrics,
+        )
+    )
+    with _ended_by_signals(watch):
+        watch.run(once=once)
+    if once:
+        if status is None:
+            click.echo(json.dumps(as_json(watch.status), indent=1))
+        if troubles := watch.status.troubles():
+            raise AnswerIsNo(f"{len(troubles)} of the disks, sockets and files could not be served")
+
+
+@command.command()
+@click.argument("what", metavar="NAME|IMAGE|SOCKET")
+@_state_option
+@click.pass_context
+def pause(context: click.Context, what: str, state: Path | None) -> None:
+    """Leave a VM alone (by its name or its socket), or one disk (by its image), until `watch resume`.
+
+    A VM's name is QEMU's (-name), else its socket's without a suffix. A disk stays paused when it is renamed, and
+    when snapshots are taken of it.
+    """
+    from chainlift.lift.live.watching.said import is_known, pause, target_of
+
+    directory = _said_in(context, state)
+    target = target_of(what)
+    is_new = pause(directory, target)
+    click.echo(f"{target}: {'paused' if is_new else 'is paused already'}")
+    if not is_known(directory, target):
+        click.echo(f"chainlift: warning: watch has seen no VM {target} yet; it is paused when there is one", err=True)
+
+
+@command.command()
+@click.argument("what", metavar="NAME|IMAGE|SOCKET")
+@_state_option
+@click.pass_context
+def resume(context: click.Context, what: str, state: Path | None) -> None:
+    """Care for a VM, or one disk, again: after `watch pause`, or after a restore.
+
+    By a VM's name or socket, also all disks of it that are paused by themselves.
+    """
+    from chainlift.lift.live.watching.said import resume, target_of
+
+    target = target_of(what)
+    was_paused = resume(_said_in(context, state), target)
+    click.echo(f"{target}: {'goes on' if was_paused else 'was not paused itself; disks of it that were go on'}")
+
+
+@command.command("list")
+@_state_option
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_context
+def list_(context: click.Context, state: Path | None, as_json: bool) -> None:
+    """List what is paused, and the disks that watch knows."""
+    import json
+
+    from chainlift.cli.table import print_table
+    from chainlift.lift.live.watching.said import known
+
+    directory = _said_in(context, state, writes=False)
+    found = known(directory)
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+        return
+    for entry in found["paused"]:
+        click.echo(f"paused: {entry['what']}, since {entry['since']}")
+    rows = [
+        (row["vm"], row["disk"], str(row["length"]), row["state"], row["seen_at"], row["paused"] or "")
+        for row in found["disks"]
+    ]
+    columns = ("VM", "disk", "length", "state", "seen", "paused")
+    note = "" if found["is_watched"] else "no watch runs with this state directory"
+    print_table(f"{len(rows)} disks in {directory}", columns, rows, numeric={2}, note=note)
+
+
+def _state(given: Path | None) -> tuple[Path, bool]:
+    """Return the state directory, and whether it can be written to; only the usual one need not be."""
+    import os
+
+    from chainlift.errors import InputError
+    from chainlift.lift.record.mark import state_directory
+
+    directory = given if given is not None else state_directory()
+    try:
+        directory.mkdir(mode=0o755, exist_ok=True)
+        is_there = os.access(directory, os.W_OK | os.X_OK)
+        why = "Permission denied"
+    except OSError as error:
+        is_there, why = False, error.strerror or str(error)
+    if is_there:
+        return directory, True
+    if given is not None or "STATE_DIRECTORY" in os.environ:
+        raise InputError(f"cannot be written: {why}", path=directory, hint="name another one with --state")
+    click.echo(
+        f"chainlift: warning: {directory}: cannot be written: {why}; counters begin anew at every start (see --state)",
+        err=True,
+    )
+    return directory, False
+
+
+def _said_in(context: click.Context, state: Path | None, *, writes: bool = True) -> Path:
+    from chainlift.lift.record.mark import state_directory
+
+    given = state or context.obj
+    if writes:
+        directory, is_there = _state(given or state_directory())
+        assert is_there
+        return directory
+    return given or state_directory()
+
+
+def _refuse_options(context: click.Context) -> None:
+    """Refuse options of the watch itself before pause, resume and list; --state is of both."""
+    from click.core import ParameterSource
+
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        if name != "state" and context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"{parameter.opts[0]} does not go with {context.invoked_subcommand}")
 
 
 @contextmanager
-def _noted(troubles: list[tuple[str, str]], where: str | Path) -> Iterator[None]:
-    """Note what the operating system refuses: the next round may go well, and other disks are to be watched."""
+def _ended_by_signals(watch: Watch) -> Iterator[None]:
+    """Let SIGTERM end a watch with status 0, and Ctrl-C as it ends everything; both when what is under way is done."""
+    import signal
+
+    came: list[int] = []
+
+    def end(number: int, _frame: object) -> None:
+        came.append(number)
+        watch.stop(signal.Signals(number).name)
+
+    numbers = [signal.SIGTERM, *([signal.SIGINT] if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN else [])]
+    before = {number: signal.signal(number, end) for number in numbers}
     try:
         yield
-    except OSError as error:
-        troubles.append((str(error.filename or where), error.strerror or str(error)))
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".new")
-    try:
-        temporary.write_text(text)
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if signal.SIGINT in came:
+        raise KeyboardInterrupt

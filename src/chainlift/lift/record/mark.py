@@ -126,6 +126,15 @@ def replace_file(path: Path, text: str, *, sync: bool = True) -> None:
         raise
 
 
+def require_schema(data: Any, schema: int) -> None:  # noqa: ANN401 - whatever was read
+    """Refuse data of another schema.
+
+    :raise ValueError: saying which it is.
+    """
+    if data["schema"] != schema:
+        raise ValueError(f"its schema is {data['schema']!r}")
+
+
 def _read_file(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))

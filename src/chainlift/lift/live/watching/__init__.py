@@ -1,0 +1,1 @@
+"""Keeping the chains of many VMs short: ``chainlift watch``."""

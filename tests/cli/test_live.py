@@ -1,7 +1,6 @@
 import json
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -81,34 +80,6 @@ def test_a_choice_of_disk_without_a_socket_is_bad_use(running):
     done = chainlift("restore", running[1], "--node", "disk0")
     assert done.returncode == 2
     assert "--device and --node go with --qmp" in done.stderr
-
-
-def test_watch_finds_the_sockets_of_a_directory_and_keeps_their_chains_short(running, tmp_path):
-    socket, image = running
-    sockets, status, metrics = tmp_path / "sockets", tmp_path / "status.json", tmp_path / "chainlift.prom"
-    sockets.mkdir()
-    watch = [sys.executable, "-m", "chainlift", "watch", "--dir", sockets, "--max-length", "2", "--interval", "1"]
-    with subprocess.Popen([*watch, "--status", status, "--metrics", metrics], stderr=subprocess.PIPE) as process:
-        try:
-            wait_for(lambda: status.exists() and json.loads(status.read_text())["disks"] == [])
-            socket.rename(sockets / "vm7")  # a VM that is started later
-            wait_for(lambda: f'chainlift_indexed_total{{image="{image}"}} 1\n' in metrics.read_text())
-        finally:
-            process.terminate()
-        assert process.stderr.read() == b""
-    (disk,) = json.loads(status.read_text())["disks"]
-    assert (disk["image"], disk["length"], disk["error"]) == (str(image), 1, None)
-    named = [line.split()[2] for line in metrics.read_text().splitlines() if line.startswith("# TYPE")]
-    values = [line for line in metrics.read_text().splitlines() if not line.startswith("#")]
-    assert len(set(named)) == len(named) == 5
-    assert all(line.partition("{")[0].split()[0] in named and float(line.split()[-1]) >= 0 for line in values)
-
-
-def wait_for(condition, seconds=60.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 def test_an_image_that_runs_is_refused_at_rest_and_who_has_it_is_named(running):

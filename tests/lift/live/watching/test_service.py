@@ -280,7 +280,7 @@ def test_a_pause_while_others_are_indexed_counts_for_the_next(make_chain, start_
     assert said("pause", daemons[1].qmp, state).returncode == 0
     watch._slots.release()
     thread.join()
-    assert [disk.counts.indexed for disk in watch.status.disks.values()] == [1, 0]
+    assert [watch.status.disks[str(daemon.qmp), "exp0"].counts.indexed for daemon in daemons] == [1, 0]
 
 
 def test_several_disks_are_indexed_at_a_time_where_that_is_asked(make_chain, start_daemon, state, tmp_path):

@@ -47,7 +47,7 @@ def test_the_line_of_an_index_says_what_was_copied(make_chain, start_daemon, tmp
     assert acted.result == "indexed"
     assert acted.copied_bytes > 0
     line = acted.line("vm7 vda", "/run/vm7")
-    assert f"{acted.extents} extents, {acted.copied_bytes} bytes copied, {acted.took_s:.3f} s, longest command " in line
+    assert f"{acted.extents} extent, {acted.copied_bytes} bytes copied, {acted.took_s:.3f} s, longest command " in line
     # The next one removes this one, and says so.
     assert acted.lift in act(daemon, tmp_path / "state").line("vm7 vda", "/run/vm7").partition("removed ")[2]
 

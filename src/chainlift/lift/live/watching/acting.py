@@ -12,6 +12,7 @@ from chainlift.lift.live.session import open_session
 from chainlift.lift.live.watching import journal
 from chainlift.lift.live.whose import ask_vm, nearest_mark
 from chainlift.lift.verbs import index
+from chainlift.units import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,7 +58,7 @@ class Acted:
             said.append(self.error)
         said.append(f"length {self.length}")
         if self.extents is not None:
-            said.append(f"{self.extents} extents")
+            said.append(counted(self.extents, "extent"))
             said.append(f"{self.copied_bytes} bytes copied")
         said.append(f"{self.took_s:.3f} s")
         if self.longest is not None:

@@ -65,9 +65,10 @@ def test_a_chain_is_indexed_when_it_is_too_long_and_not_before(make_chain, start
     assert "index: " not in capsys.readouterr().err
 
 
-def test_what_a_job_works_on_stays_known_and_is_busy(make_chain, start_daemon, state, tmp_path, capsys):
+@pytest.mark.qemu(since=(6, 1))
+def test_what_a_job_works_on_stays_known_and_is_busy(any_qemu, make_chain, start_daemon, state, tmp_path):
     chain = make_chain(6)
-    daemon = start_daemon(chain.active)
+    daemon = start_daemon(chain.active, qemu=any_qemu.label)
     target = tmp_path / "target.qcow2"
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", target, str(chain.virtual_size)], check=True)
     node = {"driver": "qcow2", "node-name": "target", "file": {"driver": "file", "filename": str(target)}}
@@ -154,9 +155,12 @@ def test_a_hung_socket_is_silent_after_its_time_and_answers_again(make_chain, st
     assert ["is busy" in said[-3], "is no socket" in said[-2], "answers: exp0" in said[-1]] == [True] * 3
 
 
-def test_a_restored_disk_is_left_alone_until_told_otherwise(make_chain, start_daemon, state, tmp_path, capsys):
+@pytest.mark.qemu(since=(6, 1))
+def test_a_restored_disk_is_left_alone_until_told_otherwise(
+    any_qemu, make_chain, start_daemon, state, tmp_path, capsys
+):
     chain = make_chain(6)
-    daemon = start_daemon(chain.active)
+    daemon = start_daemon(chain.active, qemu=any_qemu.label)
     with watching(Settings(rules(state), (daemon.qmp,), interval_s=0.1)) as watch:
         wait_for(lambda: watch.status.disks and the_disk(watch.status).counts.indexed == 1)
         with open_session(daemon.qmp) as session:

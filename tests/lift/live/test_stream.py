@@ -1,14 +1,17 @@
+import os
 import time
 
 import pytest
 from tests.support.daemon import read_all
 from tests.support.lifts import live_index
+from tests.support.mounts import on_a_loop_device
 from tests.support.owned_chain import everything
 
-from chainlift.errors import InputError, QemuError, UnknownStateError
+from chainlift.errors import ImageError, InputError, QemuError, UnknownStateError
 from chainlift.lift.live.graph import read_graph
 from chainlift.lift.live.session import open_session, read_pointer
 from chainlift.lift.live.stream import stream_live
+from chainlift.qcow2.writer import write_image
 from chainlift.qemu.binary import find_qemu
 
 pytestmark = pytest.mark.integration
@@ -102,3 +105,65 @@ def test_where_an_export_in_an_iothread_would_end_qemu_a_stream_is_refused(make_
         stream_live(session, qemu=None)
     with daemon.client() as client:
         assert read_all(client) == everything(chain)
+
+
+@pytest.mark.parametrize("is_lifted", [False, True])
+def test_a_file_system_that_is_too_small_is_found_before_anything_is_changed(
+    tmp_path, make_chain, start_daemon, is_lifted
+):
+    mount = tmp_path / "mount"
+    mount.mkdir()
+    with on_a_loop_device(mount, "ext4", tmp_path / "disk", 128 << 20):
+        chain = make_chain(12, directory=mount / "chain", per_layer=8)
+        daemon = start_daemon(chain.active)
+        if is_lifted:
+            with open_session(daemon.qmp) as session:
+                live_index(session)
+        pointer, nodes = read_pointer(chain.active), daemon.nodes()
+        files = sorted(mount.rglob("*"))
+        fill = mount / "fill"
+        with fill.open("wb") as stream:
+            os.posix_fallocate(stream.fileno(), 0, _free(mount) - (8 << 20))
+        with (
+            open_session(daemon.qmp) as session,
+            pytest.raises(ImageError, match=r"are needed, .* are free; make room"),
+        ):
+            stream_live(session, qemu=None)
+        assert (read_pointer(chain.active), daemon.nodes()) == (pointer, nodes)
+        fill.unlink()
+        assert sorted(mount.rglob("*")) == files
+        # As much as is needed, and little more, is enough.
+        with fill.open("wb") as stream:
+            os.posix_fallocate(stream.fileno(), 0, _free(mount) - (32 << 20))
+        with open_session(daemon.qmp) as session:
+            stream_live(session, qemu=None)
+        with daemon.client() as client:
+            assert read_all(client) == everything(chain)
+        daemon.process.kill()
+
+
+def _free(directory):
+    status = os.statvfs(directory)
+    return status.f_bavail * status.f_frsize
+
+
+@pytest.mark.qemu(since=(6, 1))
+def test_an_image_with_subclusters_is_streamed_where_qemu_survives_it(tmp_path, start_daemon, qemu):
+    for number, extended in ((0, False), (1, True)):
+        write_image(
+            tmp_path / f"{number}", virtual_size=8 << 20, clusters=range(4) if number == 0 else [2],
+            data=lambda cluster, n=number: bytes([n * 16 + cluster + 1]) * 65536, extended_l2=extended,
+            subclusters=[0xFF00] if extended else None,
+            backing_file="0" if number else None, backing_format="qcow2" if number else None,
+        )  # fmt: skip
+    daemon = start_daemon(tmp_path / "1", qemu=qemu)
+    with daemon.client() as client:
+        before = read_all(client)
+    with open_session(daemon.qmp) as session:
+        if session.version >= (8, 1, 0):
+            stream_live(session, qemu=None)
+        else:
+            with pytest.raises(InputError, match="dies of block-stream into an image with subclusters"):
+                stream_live(session, qemu=None)
+    with daemon.client() as client:
+        assert read_all(client) == before

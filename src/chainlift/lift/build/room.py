@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from chainlift.chain import Kind
 from chainlift.errors import ImageError
 from chainlift.lift.build.copying import can_clone
+from chainlift.lift.build.files import Sources
 from chainlift.lift.build.merge import Merger, State
 from chainlift.qcow2.layout import CompressionType
 from chainlift.units import format_bytes
@@ -17,9 +19,15 @@ from chainlift.units import format_bytes
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from numpy.typing import NDArray
+
     from chainlift.chain import Chain
-    from chainlift.lift.build.files import Sources
-    from chainlift.lift.build.merge import Below
+    from chainlift.lift.build.merge import Below, Pieces
+
+#: Clusters by which refcount blocks and the refcount table may grow beyond the refcounts that are counted.
+_REFCOUNT_SLACK: Final = 4
+#: STREAM_CHUNK in QEMU's block/stream.c.
+_STREAM_CHUNK: Final = 512 << 10
 
 
 def require_room(directory: Path, needed_bytes: int) -> None:
@@ -98,6 +106,77 @@ def measure_rewrite(
         copied += int(pieces.stored_bytes[kept].sum())
         mapped += int(pieces.count[pieces.state != State.HOLE].sum())
     return RewriteSize(copied, _tables(mapped, cluster_size))
+
+
+def room_for_stream(chain: Chain) -> int:
+    """Return the bytes by which the active layer's file grows, at most, when QEMU copies all that is below into it.
+
+    What is stored below is copied in whole clusters, unpacked, and what only reads as zeros becomes an entry in a table
+    (``bdrv_co_do_copy_on_readv()`` in block/io.c), but in an image of version 2, which has no such entries. Clusters
+    that the active layer has already need nothing. QEMU shares no blocks, whatever the file system can do. Zeros are
+    copied that one step of the job reads together with data: beside those of a raw file, which is not asked for its
+    holes, and beside a cluster of which a part is stored.
+
+    :param chain: the active layer and everything below it.
+    :raise ImageError: if a table is malformed.
+    """
+    active = chain.layers[0].image
+    assert active is not None
+    header, sources = active.header, Sources(chain)
+    size, per_table = header.cluster_size, header.l2_entries
+    touched = np.zeros(-(-chain.virtual_size // (size * per_table)) + 1, dtype=np.int64)
+    clusters = 0
+    for pieces in Merger(chain, sources, size, sparse=True).pieces():
+        is_copied = (pieces.state >= State.DATA) & ~_is_active(pieces, sources, size)
+        count = np.where(is_copied, pieces.count, 0)
+        if header.version < 3:
+            count += _zeros(pieces, chain, size)
+        else:
+            count += _zeros_beside_data(pieces, sources, max(1, _STREAM_CHUNK // size))
+        clusters += int(count.sum())
+        chosen = count > 0
+        np.add.at(touched, pieces.first[chosen] // per_table, 1)
+        np.add.at(touched, (pieces.first + pieces.count - 1)[chosen] // per_table + 1, -1)
+    if not clusters:
+        return 0
+    tables = int((touched.cumsum() > 0).sum())
+    refcounts = -(-((clusters + tables) << header.refcount_order) // 8 // size)
+    return (clusters + tables + refcounts + _REFCOUNT_SLACK) * size
+
+
+def _is_active(pieces: Pieces, sources: Sources, size: int) -> NDArray[np.bool_]:
+    """Tell which pieces have a cluster in the active layer."""
+    layer = np.array([*sources.layer, -1])
+    parts = pieces.fragments
+    stored = (parts.layer == 0) & ((parts.kind == Kind.DATA) | (parts.kind == Kind.COMPRESSED))
+    mixed = (pieces.state == State.MIXED) & (pieces.source < 0)
+    found: NDArray[np.bool_] = (layer[pieces.source] == 0) | (
+        mixed & np.isin(pieces.first, parts.start[stored] // size)
+    )
+    return found
+
+
+def _zeros(pieces: Pieces, chain: Chain, size: int) -> NDArray[np.int64]:
+    """Return how many clusters of each piece QEMU takes for zeros that a layer has; it does so past a layer's end."""
+    is_raw = chain.layers[-1].image is None
+    end = 0 if is_raw else min(layer.virtual_size for layer in chain.layers) // size
+    past = np.minimum(np.maximum(pieces.first + pieces.count - end, 0), pieces.count)
+    return np.where(pieces.state == State.ZERO, pieces.count, np.where(pieces.state == State.HOLE, past, 0))
+
+
+def _zeros_beside_data(pieces: Pieces, sources: Sources, reach: int) -> NDArray[np.int64]:
+    """Return how many clusters of each piece may be copied although they are zeros, with what is beside them.
+
+    :param reach: clusters in a step of the job.
+    """
+    is_raw = np.array([*(file.cluster_size == 0 for file in sources.files), False])
+    mixed = pieces.state == State.MIXED
+    is_data = is_raw[pieces.source] | (mixed & (pieces.source < 0))
+    # What is beyond this part of the disk is not known here.
+    edge = is_raw.any()
+    beside = np.concatenate(([edge], is_data, [edge])).astype(np.int64)
+    most = np.minimum(pieces.count, reach * (beside[:-2] + beside[2:]))
+    return np.where(pieces.state <= State.ZERO, most, 0)
 
 
 def _tables(clusters: int, cluster_size: int) -> int:

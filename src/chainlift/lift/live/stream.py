@@ -6,13 +6,16 @@ QEMU's own hand, nothing. A VM that is killed meanwhile comes back on the old ch
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from chainlift.errors import ChainliftError, QemuError, UnknownStateError
+from chainlift.chain import open_chain
+from chainlift.errors import ChainliftError, InputError, QemuError, UnknownStateError
+from chainlift.lift.build.room import require_room, room_for_stream
 from chainlift.lift.live.disk import RunningDisk, has_switched, refuse_other_chain
 from chainlift.lift.live.job import StreamJob
 from chainlift.lift.live.layers import refer
@@ -31,6 +34,9 @@ if TYPE_CHECKING:
     from chainlift.lift.live.session import LiveSession
     from chainlift.lift.record.source import Source
     from chainlift.qemu.binary import Qemu
+
+#: ``bdrv_co_do_copy_on_readv()`` knows subclusters from here on; 7.2 dies of ``Assertion `skip_bytes < pnum' failed``.
+_COPIES_SUBCLUSTERS: Final = (8, 1, 0)
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,7 @@ def stream_live(
     :param drop_bitmaps: go on although layers have persistent bitmaps, which the image will not have.
     :param clean: remove the lift that the image stood on, where nobody else needs it.
     :param progress: called with the bytes that QEMU says are done, and all of them.
-    :raise InputError: if the disk must not be switched.
+    :raise InputError: if the disk must not be switched, or what the job copies does not fit beside the image.
     :raise QemuError: if a step or the job failed; the disk is where it was.
     :raise UnknownStateError: if it could not be put back there.
     """
@@ -76,6 +82,7 @@ def stream_live(
     remove_leftovers(session.image)  # of a run that was killed at its very end
     disk = RunningDisk(session, qemu)
     source = find_source(session.image, disk.standing()[0].pointer)
+    needed_bytes = _require_room(session)
     if source.lift is not None:
         try:
             done, job_s = _stream(session, rate_bytes_per_s, progress)
@@ -101,6 +108,9 @@ def stream_live(
             target = backing_target(session.image, prepared.manifest.lifted.name, prepared.manifest.lifted.format)
             disk.compare([prepared.change])
             disk.check()
+            # What the index has copied lies there as long as the job runs.
+            if needed_bytes:
+                require_room(_directory(session.image), needed_bytes)
             pivot.run(target, persist=False, release=False)
             # The layers can be closed while the job runs, but for a QEMU whose nodes have locks of their own.
             releasing = pivot.releasing()
@@ -118,6 +128,28 @@ def stream_live(
             if not has_switched(session, [prepared.change]):
                 prepared.discard()
     return StreamResult(done, job_s, time.monotonic() - began, pivot.timings)
+
+
+def _require_room(session: LiveSession) -> int:
+    """Refuse where QEMU would run out of room, which its guest would notice; return how many bytes it may need."""
+    with open_chain(session.image) as chain:
+        active = chain.layers[0].image
+        if active is not None and active.header.extended_l2 and session.version < _COPIES_SUBCLUSTERS:
+            raise InputError(
+                f"QEMU {'.'.join(map(str, session.version))} dies of block-stream into an image with subclusters "
+                "(extended_l2)",
+                path=session.image,
+                hint="use QEMU from 8.1 on, or stop the VM and see chainlift flatten",
+            )
+        needed_bytes = room_for_stream(chain)
+    if session.image.is_block_device():
+        return 0
+    require_room(_directory(session.image), needed_bytes)
+    return needed_bytes
+
+
+def _directory(image: Path) -> Path:
+    return Path(os.path.realpath(image)).parent
 
 
 def _go_back(session: LiveSession, source: Source, releasing: Iterator[None], cause: QemuError) -> None:

@@ -159,6 +159,7 @@ def list_(context: click.Context, state: Path | None, as_json: bool) -> None:
 
     from chainlift.cli.table import print_table
     from chainlift.lift.live.watching.said import known
+    from chainlift.units import counted
 
     directory = _said_in(context, state, writes=False)
     found = known(directory)
@@ -173,7 +174,7 @@ def list_(context: click.Context, state: Path | None, as_json: bool) -> None:
     ]
     columns = ("VM", "disk", "length", "state", "seen", "paused")
     note = "" if found["is_watched"] else "no watch runs with this state directory"
-    print_table(f"{len(rows)} disks in {directory}", columns, rows, numeric={2}, note=note)
+    print_table(f"{counted(len(rows), 'disk')} in {directory}", columns, rows, numeric={2}, note=note)
 
 
 def _state(given: Path | None) -> tuple[Path, bool]:

@@ -9,6 +9,7 @@ from chainlift.lift.live.watching.journal import INFO, NOTICE
 from chainlift.lift.live.watching.state import Known
 from chainlift.lift.live.watching.status import Counts, DiskStatus, VmStatus, WatchStatus, time_text
 from chainlift.lift.live.watching.visit import Began, Ended, Looked, Silent, Unreadable
+from chainlift.units import counted
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -111,7 +112,8 @@ class Book:
         vms, disks = self.status.vms.values(), [disk.state for disk in self.status.disks.values()]
         silent = sum(vm.is_up is False for vm in vms)
         states = [f"{disks.count(state)} {state}" for state in ("paused", "busy", "failed") if state in disks]
-        return f"{len(vms)} VMs ({silent} silent), {len(disks)} disks ({', '.join(states) or 'all well'})"
+        well = ", ".join(states) or "all well"
+        return f"{counted(len(vms), 'VM')} ({silent} silent), {counted(len(disks), 'disk')} ({well})"
 
     def _silent(self, message: Silent) -> None:
         vm = self.status.vms[str(message.socket)]

@@ -22,6 +22,7 @@ from chainlift.lift.live.watching.state import State, owned, read_state, write_s
 from chainlift.lift.live.watching.status import as_json
 from chainlift.lift.live.watching.visit import Began, Done, Ended, Message, Rules, visit
 from chainlift.lift.record.mark import replace_file
+from chainlift.units import counted
 
 if TYPE_CHECKING:
     from chainlift.lift.live.watching.looking import SeenDisk
@@ -169,7 +170,8 @@ class Watch:
             return
         if isinstance(message, str):
             if not self._ends.is_set():
-                waits = f", when {len(self._book.indexing)} disks are done or undone" if self._book.indexing else ""
+                count = len(self._book.indexing)
+                waits = f", when {counted(count, 'disk')} under way is finished or undone" if count else ""
                 self._journal.say(INFO, f"watch ends: {message}{waits}")
                 notify("STOPPING=1")
                 self._ends.set()

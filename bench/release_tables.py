@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
+from chainlift.results.growth import fit_growth
 from chainlift.results.model import Sample
-from chainlift.results.statistics import fit_chain_growth
 from chainlift.results.store import ResultDirectory
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -40,10 +40,18 @@ def table(
     for length in lengths:
         cells = [(length, label) for label in order]
         print(f"| {length:,} | {' | '.join(told(found[c]) if c in found else ends.get(c, '') for c in cells)} |")
-    fits = [fit_chain_growth({n: median(found[n, label]) for n in lengths if (n, label) in found}) for label in order]
-    if any(fits):
-        powers = " | ".join(f"{fit.exponent:.2f}" if fit else "" for fit in fits)
-        print(f"| what the chain adds grows as length to the power | {powers} |")
+    # Exponents stand side by side over the lengths that every release has alone.
+    common = [n for n in lengths if all(len(found.get((n, label), [])) > 1 for label in order)]
+    fits = [fit_growth({n: found[n, label] for n in common}) for label in order]
+    if any(fit.is_told for fit in fits):
+        powers = [
+            f"{fit.exponent:.2f} ({fit.exponent_low:.2f} to {fit.exponent_high:.2f})"
+            if fit.is_told
+            else "cannot be told"
+            for fit in fits
+        ]
+        over = f"{common[0]:,} to {common[-1]:,}"
+        print(f"| what the chain adds grows as length to the power (95 %), {over} | {' | '.join(powers)} |")
 
 
 def told(numbers: list[float]) -> str:

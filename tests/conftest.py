@@ -2,12 +2,21 @@ import os
 import signal
 
 import pytest
+from hypothesis import HealthCheck, settings
 from tests.support import need, releases
 
-from chainlift.qemu.binary import find_qemu
+from chainlift.host import priority
+from chainlift.qemu.find import find_qemu
 
 # A shell starts background jobs with SIGINT ignored, and children inherit that: tests of Ctrl-C need the default.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# Under nohup they would inherit that SIGHUP is ignored; what has a handler here is as it was by default for them.
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, lambda *_: None)
+
+# How long an example takes is the machine's affair, and what else runs on it.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 QEMUS = pytest.StashKey()
 
@@ -25,6 +34,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[QEMUS] = releases.chosen(config.getoption("--qemu"))
+    # Or xdist begins with the files of most tests, and ends with one that has a few which take minutes.
+    config.option.loadscopereorder = False
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
@@ -50,6 +61,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=left_out)
         kept = set(items) - set(left_out)
         items[:] = [item for item in items if item in kept]
+    # What takes longest begins first, so that no worker is alone with it at the end.
+    items.sort(key=lambda item: item.get_closest_marker("no_cover") is None)
 
 
 def wanted_by(item: pytest.Item) -> list[str]:
@@ -64,6 +77,21 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def _state_directory(tmp_path_factory):
     """Let nothing that is tested write to the host's own."""
     os.environ["STATE_DIRECTORY"] = str(tmp_path_factory.mktemp("state"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_priority():
+    """Verbs that are run in this process would leave all later tests the last in the queue for a processor."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(priority, "lower_priority", lambda: None)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _uncovered_children(request, monkeypatch):
+    """What ``no_cover`` says of a test holds for the commands that it runs, too."""
+    if request.node.get_closest_marker("no_cover"):
+        monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
 
 
 @pytest.fixture(scope="session")

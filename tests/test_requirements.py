@@ -36,7 +36,8 @@ def wanted(*extras):
 
 
 @pytest.mark.parametrize(
-    ("lock", "extras"), [("study", ["report"]), ("test", ["report", "dev"]), ("lowest", ["report", "dev"])]
+    ("lock", "extras"),
+    [("study", ["report"]), ("test", ["report", "fleet", "dev"]), ("lowest", ["report", "fleet", "dev"])],
 )
 def test_a_lock_has_a_version_in_range_of_everything_with_hashes(lock, extras):
     found = read_lock(lock)
@@ -53,7 +54,7 @@ def test_a_lock_has_a_version_in_range_of_everything_with_hashes(lock, extras):
 @pytest.mark.parametrize("python", ["3.11", "3.12", "3.13", "3.14"])
 def test_one_version_of_each_serves_every_python(python):
     environment = {"python_version": python, "python_full_version": f"{python}.0", "sys_platform": "linux"}
-    for requirement in wanted("report", "dev"):
+    for requirement in wanted("report", "fleet", "dev"):
         pinned = read_lock("test")[canonicalize_name(requirement.name)]
         assert sum(one.marker is None or one.marker.evaluate(environment) for one, _ in pinned) == 1
 
@@ -66,7 +67,7 @@ def test_a_study_and_the_tests_have_the_same_versions():
 
 def test_the_lowest_versions_are_those_that_pyproject_names():
     lowest = read_lock("lowest")
-    for requirement in wanted("report", "dev"):
+    for requirement in wanted("report", "fleet", "dev"):
         ((pinned, _),) = lowest[canonicalize_name(requirement.name)]
         (bound,) = requirement.specifier
         (version,) = pinned.specifier

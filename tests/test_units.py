@@ -1,6 +1,6 @@
 import pytest
 
-from chainlift.units import format_bytes, format_ratio, format_seconds, parse_size
+from chainlift.units import counted, format_age, format_bytes, format_ratio, format_seconds, parse_size
 
 
 @pytest.mark.parametrize(
@@ -16,6 +16,13 @@ from chainlift.units import format_bytes, format_ratio, format_seconds, parse_si
 )
 def test_bytes(count, text):
     assert format_bytes(count) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 extents"), (1, "1 extent"), (2, "2 extents"), (1089, "1,089 extents")]
+)
+def test_numbers_of_things(count, text):
+    assert counted(count, "extent") == text
 
 
 @pytest.mark.parametrize(
@@ -47,3 +54,11 @@ def test_sizes_as_qemu_img_reads_them(text, size):
 def test_no_size(text):
     with pytest.raises(ValueError, match="is not a size"):
         parse_size(text)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(-3, "0 s"), (119, "119 s"), (120, "2 min"), (7200, "2 h"), (200_000, "2 d"), (100_000_000, "3 y")],
+)
+def test_ages(seconds, text):
+    assert format_age(seconds) == text

@@ -43,10 +43,10 @@ from chainlift.host.process import run_tool
 from chainlift.lift.at_rest import DiskAtRest
 from chainlift.lift.build.index import GENTLE_EXTENTS, gentle_budget
 from chainlift.lift.compare.stock import compare_stock
-from chainlift.lift.flatten import flatten_chain
+from chainlift.lift.flatten import flatten
 from chainlift.lift.verbs import index, restore, squash
 from chainlift.qcow2.writer import write_image
-from chainlift.qemu.binary import find_qemu
+from chainlift.qemu.find import find_qemu
 from chainlift.study.host_read import Pattern, host_read
 
 CLUSTER = 65536
@@ -60,6 +60,10 @@ class Scale:
     """How much is measured."""
 
     length: int = 300
+    #: Clusters that each layer has.
+    per_layer: int = 75
+    #: How many of them follow each other.
+    run: int = 1
     long: int = 1000
     size: int = 20 << 30
     data: int = 6 << 30
@@ -88,7 +92,8 @@ def build(directory: Path, length: int, scale: Scale) -> None:
 
     write_image(directory / "0.qcow2", virtual_size=scale.size, clusters=chosen, data=content)
     for number in range(1, length + 1):
-        clusters = np.sort(generator.choice(total, 75, replace=False))
+        starts = np.sort(generator.choice(total // scale.run, scale.per_layer // scale.run, replace=False)) * scale.run
+        clusters = (starts[:, None] + np.arange(scale.run)).ravel()
         write_image(
             directory / f"{number}.qcow2", virtual_size=scale.size, clusters=clusters, data=content,
             backing_file=f"{number - 1}.qcow2", backing_format="qcow2",
@@ -209,7 +214,7 @@ def measure_reads(bench: Bench, directory: Path) -> None:
     amount = {"requests": scale.requests, "sequential": scale.sequential}
     # A chain of length 1 with the same content: where the base alone is hit, fewer requests find data.
     flat, short = directory / "flat.qcow2", directory / "short.qcow2"
-    flatten_chain(image, flat)
+    flatten(image, flat)
     write_image(short, virtual_size=scale.size, backing_file=flat.name, backing_format="qcow2")
     warm([flat])
     bench.reads("length 1", short, **amount)
@@ -273,9 +278,9 @@ def measure_copies(bench: Bench, directory: Path) -> None:
         def convert(*flags: str, source: Path = image) -> list[str]:
             return bench.qemu.command("img", "convert", "-O", "qcow2", *MOST, *flags, str(source), str(out))
 
-        flatten = [*CHAINLIFT, "flatten", str(image), str(out)]
+        ours = [*CHAINLIFT, "flatten", str(image), str(out)]
         for state in ("warm", "cold"):
-            ways = {"convert -T none": convert("-T", "none"), "flatten": flatten}
+            ways = {"convert -T none": convert("-T", "none"), "flatten": ours}
             if state == "warm":
                 ways["convert"] = convert()
             if length:

@@ -1,6 +1,6 @@
 """Measures a pivot under load: how long it takes, how long a client waits, what is gained. One run, ratios count.
 
-    bench/live/pivot.py [--qemu host] [--length 300] [--repeats 3] [--stream] [--directory DIR]
+    bench/live/pivot.py [--qemu host] [--length 300] [--repeats 3] [--idle] [--stream] [--directory DIR]
 
 Prints a JSON line a repeat, and a table at the end. QEMU 10.0 and 11.1 die when they read through 1,000 layers (their
 coroutine's stack overflows): there, the client only reads while the disk is indexed, and nobody waits for a pivot.
@@ -28,7 +28,7 @@ from chainlift.lift.live.session import open_session
 from chainlift.lift.live.stream import stream_live
 from chainlift.lift.verbs import index, restore
 from chainlift.qcow2.writer import write_image
-from chainlift.qemu.binary import find_qemu
+from chainlift.qemu.find import find_qemu
 from chainlift.qemu.monitor import Monitor
 from chainlift.qemu.nbd import NbdClient
 from chainlift.qemu.process import QemuProcess
@@ -124,7 +124,7 @@ class Bench:
     def __init__(self, arguments: argparse.Namespace, directory: Path) -> None:
         self.qemu = find_qemu(arguments.qemu, need=("storage-daemon", "img"))
         self.directory = directory
-        self.reads_unlifted = self.qemu.version < (9, 0, 0) or arguments.length <= LONGEST_READ
+        self.reads_unlifted = not arguments.idle and (self.qemu.version < (9, 0, 0) or arguments.length <= LONGEST_READ)
         self.image = build(directory, arguments.length, arguments.size << 20, arguments.per_layer)
         self.qmp, self.own, self.nbd = (directory / name for name in ("qmp", "own", "nbd"))
 
@@ -230,6 +230,7 @@ def main() -> None:
     parser.add_argument("--per-layer", type=int, default=12, help="clusters of 64 KiB")
     parser.add_argument("--copy-budget", type=int, help="in MiB; without: as chainlift chooses")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--idle", action="store_true", help="nobody reads while the disk is switched")
     parser.add_argument("--stream", action="store_true", help="also block-stream of everything, plain and by an index")
     parser.add_argument("--directory", type=Path)
     arguments = parser.parse_args()

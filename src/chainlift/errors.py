@@ -39,6 +39,7 @@ class ChainliftError(Exception):
     :param hint: what to do about it, a phrase.
     """
 
+    #: That of the command; says what is so after it.
     exit_status: ClassVar[int] = 3
 
     def __init__(self, what: str, *, path: str | PathLike[str] | None = None, hint: str | None = None) -> None:

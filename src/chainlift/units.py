@@ -24,8 +24,8 @@ def format_bytes(count: float) -> str:
 
 
 def counted(count: int, noun: str) -> str:
-    """Write a number of things: ``1 layer``, ``2 layers``."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+    """Write a number of things: ``1 layer``, ``2 layers``, ``1,000 layers``."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def format_seconds(seconds: float) -> str:
@@ -45,6 +45,14 @@ def format_seconds(seconds: float) -> str:
         if value >= 0.9995 or unit == "ns":
             return f"{value:.1f} {unit}" if value < 99.95 else f"{value:.0f} {unit}"
     raise AssertionError("unreachable")
+
+
+def format_age(seconds: float) -> str:
+    """Write how long ago something was, in one whole unit: ``12 s``, ``5 min``, ``3 h``, ``12 d``, ``2 y``."""
+    for scale, unit, most in ((1, "s", 120), (60, "min", 120), (3600, "h", 48), (86400, "d", 1000)):
+        if seconds < scale * most:
+            return f"{max(0, int(seconds // scale))} {unit}"
+    return f"{int(seconds // (365.25 * 86400))} y"
 
 
 def format_ratio(ratio: float) -> str:

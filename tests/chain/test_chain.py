@@ -133,6 +133,18 @@ def test_a_span_without_tables_is_one_granule(tmp_path):
         assert sum(int((window.kind == Kind.DATA).sum()) for window in windows) == 1
 
 
+def test_what_is_behind_the_last_table_is_one_granule(tmp_path):
+    span = 8192 * 65536  # of one table
+    options = {"backing_file": "base", "backing_format": "qcow2"}
+    write_image(tmp_path / "base", virtual_size=20 << 30, clusters=[0, 8192])
+    write_image(tmp_path / "image", virtual_size=20 << 30, clusters=[5, 8192 * 30], **options)
+    with open_chain(tmp_path / "image") as chain:
+        found = [(window.start // span, window.length // span, len(window.kind)) for window in chain.resolve()]
+    # The tables of both layers, which lie side by side, what is between, that at 15 GiB, and the rest.
+    assert found[0] == (0, 31, 31 * 8192)
+    assert found[1:] == [(31, 9, 1)]
+
+
 def test_a_thousand_layers_are_read_with_few_file_descriptors(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     for index in range(1000):

@@ -9,7 +9,7 @@ from tests.support.need import missing
 
 from chainlift import open_chain
 from chainlift.chain.extents import map_chain, map_json
-from chainlift.chain.summary import summarize
+from chainlift.chain.summarize import summarize
 
 KIB = 1 << 10
 MIB = 1 << 20

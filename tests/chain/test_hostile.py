@@ -13,7 +13,7 @@ import pytest
 
 from chainlift import ChainPolicy, open_chain
 from chainlift.chain.extents import map_json
-from chainlift.chain.summary import summarize
+from chainlift.chain.summarize import summarize
 from chainlift.errors import ChainliftError, ImageError, PolicyError
 from chainlift.host.process import run_tool
 from chainlift.qcow2.refcounts import has_preallocated_metadata, read_refcounts

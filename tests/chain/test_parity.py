@@ -3,6 +3,8 @@
 import pytest
 from tests.support.chain_machine import ChainMachine, run_machine
 
+pytestmark = pytest.mark.no_cover
+
 
 @pytest.mark.integration
 def test_fifty_random_chains_read_and_map_as_qemu_says():

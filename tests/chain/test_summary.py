@@ -6,9 +6,9 @@ import pytest
 from tests.support.luks import SECRET, create_encrypted
 
 from chainlift import open_chain
-from chainlift.chain.summary import summarize
+from chainlift.chain.summarize import summarize
 from chainlift.qcow2.layout import Incompatible
-from chainlift.qcow2.writer import ImageWriter, write_image
+from chainlift.qcow2.writer import write_image
 
 K64 = 65536
 MIB = 1 << 20
@@ -51,6 +51,35 @@ def test_every_stored_cluster_is_either_visible_or_shadowed(three):
     assert [layer.l2_tables for layer in summary.layers] == [1, 1, 1]
 
 
+def test_what_deleting_a_layer_frees(three):
+    active, middle, base = summary_of(three).layers
+    assert active.frees_bytes is None
+    # Of two clusters the top has one itself; of eight the middle has two, and the top does not count.
+    assert middle.frees_bytes == middle.disk_bytes - K64
+    assert base.frees_bytes == base.disk_bytes - 6 * K64
+
+
+def test_what_deleting_a_raw_base_frees(tmp_path):
+    with (tmp_path / "base").open("wb") as file:
+        file.write(b"B" * 4 * K64)
+        file.truncate(MIB)
+    write_image(
+        tmp_path / "top", virtual_size=3 * K64, cluster_size=4096, clusters=[0, 1, 17], data=b"T" * 3 * 4096,
+        backing_file="base", backing_format="raw",
+    )  # fmt: skip
+    base = summary_of(tmp_path / "top").layers[1]
+    assert base.frees_bytes == base.disk_bytes - 3 * K64 + 3 * 4096
+
+
+def test_layers_that_reach_beyond_the_disk_are_not_counted(tmp_path):
+    write_image(tmp_path / "base", virtual_size=1 << 33, clusters=[3], data=b"B" * K64)
+    large = {"virtual_size": 1 << 33, "backing_file": "base", "backing_format": "qcow2"}
+    write_image(tmp_path / "middle", clusters=[4], data=b"M" * K64, **large)
+    write_image(tmp_path / "top", virtual_size=MIB, backing_file="middle", backing_format="qcow2")
+    # Both reach beyond the disk, where nobody looked.
+    assert [layer.frees_bytes is None for layer in summary_of(tmp_path / "top").layers] == [True, False, True]
+
+
 def test_reads_fall_to_the_layer_that_answers_or_to_the_last(three):
     summary = summary_of(three)
     assert summary.answered_bytes == (2 * K64, K64, 5 * K64)
@@ -89,8 +118,10 @@ def test_a_backing_file_without_a_format_is_pointed_out_with_the_command_that_na
 
 
 def test_a_corrupt_image_is_shown_and_called_so(tmp_path):
-    with ImageWriter(tmp_path / "image", virtual_size=MIB, incompatible=Incompatible.CORRUPT) as writer:
-        writer.finish()
+    write_image(tmp_path / "image", virtual_size=MIB)
+    with (tmp_path / "image").open("r+b") as file:
+        file.seek(79)
+        file.write(bytes([Incompatible.CORRUPT]))
     (finding,) = summary_of(tmp_path / "image").findings
     assert (finding.level, finding.what.split(":")[0]) == ("problem", "marked corrupt")
 

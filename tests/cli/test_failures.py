@@ -101,7 +101,7 @@ def test_a_name_that_is_nested_deeply_is_one_line(depth, kind):
         (["watch", "--dir", "{}", "--metrics", "{}/file/metrics"], "/file' is no directory"),
         (["watch", "--dir", "{}/gone"], "does not exist"),
         (["watch", "--dir", "{}/file"], "is a file"),
-        (["watch"], "Missing option '--qmp' or '--dir'"),
+        (["watch"], "Missing option '--qmp', '--dir' or '--libvirt'"),
         (["watch", "--dir", "{}", "--copy-budget", "much"], "is not a size"),
         (["watch", "--dir", "{}", "--copy-budget", "9" * 300 + ".5E"], "more than 2^63"),
         (["watch", "--dir", "{}", "--copy-budget", "9" * 5000], "more than 2^63"),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from tests.support import need
+from tests.support.json_schemas import valid
 
 from chainlift.chain.names import Reference, parse_argument, parse_name
 from chainlift.cli.main import main
@@ -26,7 +27,7 @@ VERBS = {
     "restore": (["restore", "--clean"], []),
     "flatten": (["flatten"], ["o:ut"]),
     "flatten raw": (["flatten", "-O", "raw"], ["json:out"]),
-    "profile": (["profile", "--seconds", "0.5", "--out", "pro:file"], []),
+    "profile": (["profile", "--json", "--seconds", "0.5", "--out", "pro:file"], []),
 }
 
 
@@ -64,6 +65,8 @@ def test_every_verb_takes_a_file_whose_name_looks_like_something_else(tmp_path, 
     assert run(*before, name, *after) == 0, capsys.readouterr().err
     said = capsys.readouterr().out
     assert same(f"./{name}", f"copy/{name}")
+    if verb == "profile":
+        assert valid("profile", said)["image"] == str(Path(name))
     if verb in ("inspect", "map"):
         assert "mid:1" in said
     for out in after:

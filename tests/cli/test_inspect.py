@@ -1,11 +1,11 @@
 """The verb `inspect`, as a person runs it."""
 
-import json
 import os
 import subprocess
 import sys
 
 import pytest
+from tests.support.json_schemas import valid
 
 from chainlift.qcow2.writer import write_image
 
@@ -38,7 +38,7 @@ def test_a_long_chain_fits_the_terminal_and_a_screen(long_chain, columns):
     lines = done.stdout.splitlines()
     # The first line may be longer by the name of the image, which is a temporary one here.
     assert max(len(line) for line in lines[1:] if str(long_chain.parent) not in line) <= max(columns, 80)
-    assert len(lines) < 45
+    assert len(lines) < (45 if columns >= 80 else 50)  # what is found is broken over more lines
     assert "300 layers over 0.qcow2" in lines[0]
 
 
@@ -53,7 +53,7 @@ def test_a_terminal_without_block_characters_gets_ascii(long_chain):
 
 
 def test_json_has_every_layer_and_adds_up(long_chain):
-    whole = json.loads(inspect("--json", long_chain).stdout)
+    whole = valid("inspect", inspect("--json", long_chain).stdout)
     assert len(whole["layers"]) == 301
     assert sum(layer["visible_bytes"] for layer in whole["layers"]) == 302 * 512 == whole["visible_bytes"]
     assert [layer["shadowed_clusters"] for layer in whole["layers"]] == [0.0] + [1.0] * 300

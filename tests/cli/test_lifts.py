@@ -4,24 +4,10 @@ import json
 
 import pytest
 from tests.support.chains import plain_chain
+from tests.support.json_schemas import valid
 from tests.support.stock import backing_name, create, everything, read, write
 
-from chainlift.cli.main import main
-
 pytestmark = pytest.mark.integration
-
-
-@pytest.fixture
-def said(capsys):
-    """Runs a verb; returns its exit status and what it said on standard output and error."""
-
-    def run(*words):
-        with pytest.raises(SystemExit) as ended:
-            main([str(word) for word in words])
-        out, err = capsys.readouterr()
-        return ended.value.code, out, err
-
-    return run
 
 
 def test_a_lift_and_its_end(tmp_path, said):
@@ -58,34 +44,37 @@ def test_a_lift_and_its_end(tmp_path, said):
 
 def test_json_of_lifts_in_a_chain(tmp_path, said):
     image = plain_chain(tmp_path / "c")
-    assert said("squash", image)[0] == 0
+    status, out, _ = said("squash", "--json", image)
+    assert (status, valid("squash", out)["extents"]) == (0, 0)
     over = create(tmp_path / "c/over.qcow2", image)
     write(over, 9, 0)
     before = read(over)
+    status, out, _ = said("plan", "--json", over)
+    assert (status, valid("plan", out)["length"]) == (0, 3)
     status, out, _ = said("index", "--json", over)
     assert status == 0
-    record = json.loads(out)
+    record = valid("index", out)
     assert record == json.loads((tmp_path / "c/over.qcow2.lift/index-1.json").read_text())
     assert (record["schema"], record["used"], record["original"]["name"]) == (3, True, "layer4.qcow2")
     status, out, _ = said("verify", "--json", over)
     assert status == 0
-    verified = json.loads(out)
+    verified = valid("verify", out)
     assert verified["true"]
     kinds = [(lift["image"], lift["kind"]) for lift in verified["lifts"]]
     assert kinds == [(str(over), "index"), (str(image), "squash")]
     status, out, _ = said("restore", "--dry-run", "--json", over)
-    planned = json.loads(out)
+    planned = valid("restore", out)
     assert (status, planned["restored"]) == (0, False)
     # Only the lower one: named by the image that stands on it.
     status, out, _ = said("restore", "--json", "--lift", image, over)
-    assert (status, json.loads(out)["lifts"]) == (0, planned["lifts"][1:])
+    assert (status, valid("restore", out)["lifts"]) == (0, planned["lifts"][1:])
     assert backing_name(image) == "layer3.qcow2"
     assert "index-1.vmdk" in backing_name(over)
     status, out, err = said("restore", "--lift", image, over)
     assert (status, out) == (2, "")
     assert f"{image}: is no lift of this chain; there are: {over}.lift/index-1.vmdk" in err
     status, out, _ = said("restore", "--json", over)
-    assert (status, json.loads(out)) == (0, {"restored": True, "lifts": planned["lifts"][:1]})
+    assert (status, json.loads(out)) == (0, {"schema": 1, "restored": True, "lifts": planned["lifts"][:1]})
     assert read(over) == before
 
 
@@ -98,7 +87,7 @@ def test_what_is_gone_is_told_and_what_was_deleted_is_no_fault(tmp_path, said):
     assert (status, out) == (1, f"{layer}: is gone\n")
     assert "its squash is not true any more; chainlift restore takes the image off it" in err
     status, out, _ = said("verify", "--json", image)
-    (lift,) = json.loads(out)["lifts"]
+    (lift,) = valid("verify", out)["lifts"]
     assert (status, lift["findings"]) == (1, [{"path": str(layer), "what": "is gone"}])
     (tmp_path / "aside").rename(layer)
     assert said("restore", "--clean", image)[0] == 0

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from chainlift.qcow2.writer import write_image
-from chainlift.qemu.binary import find_qemu
+from chainlift.qemu.find import find_qemu
 from chainlift.qemu.monitor import Monitor
 from chainlift.qemu.process import QemuProcess
 

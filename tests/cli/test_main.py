@@ -17,6 +17,13 @@ def test_bad_use_is_one_line_and_status_2():
     assert done.stderr.splitlines() == ["chainlift: No such command 'no-such-verb'; see 'chainlift --help'"]
 
 
+@pytest.mark.parametrize("words", [[], ["study"], ["qemu"]], ids=" ".join)
+def test_a_group_alone_is_bad_use_and_shows_its_help(words):
+    done = run(*words)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(" ".join(["Usage: chainlift", *words]))
+
+
 def test_help_imports_nothing_heavy():
     code = (
         "import sys; from chainlift.cli.main import cli; cli.main(['--help'], standalone_mode=False);"

@@ -1,11 +1,11 @@
 """The verb `map`, as a person runs it."""
 
-import json
 import os
 import subprocess
 import sys
 
 import pytest
+from tests.support.json_schemas import valid
 
 from chainlift.qcow2.writer import write_image
 
@@ -66,7 +66,7 @@ def test_json_is_the_text_of_the_release_that_is_asked_for(chain, qemu_img):
             zero_alloc_clusters=[14], **backing,
         )  # fmt: skip
     theirs = qemu_img("map", "--output=json", "2", cwd=chain).stdout
-    assert {(entry["depth"], entry["data"]) for entry in json.loads(theirs)} >= {
+    assert {(entry["depth"], entry["data"]) for entry in valid("map", theirs)} >= {
         (0, True),
         (1, True),
         (2, True),
@@ -85,7 +85,7 @@ def test_the_form_of_a_release_that_is_too_old_is_refused(chain):
 
 def test_json_says_which_clusters_are_compressed(tmp_path):
     write_image(tmp_path / "image", virtual_size=MIB, clusters=[1], data=b"B" * 65536, compress=True)
-    entries = json.loads(chainlift("map", "--json", "image", cwd=tmp_path).stdout)
+    entries = valid("map", chainlift("map", "--json", "image", cwd=tmp_path).stdout)
     assert [entry["compressed"] for entry in entries] == [False, True, False]
     assert "offset" not in entries[1]
 

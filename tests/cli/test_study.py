@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from chainlift.study.plan import load_plan, parse_plan
+from chainlift.study.plan_file import load_plan, parse_plan
 
 
 def chainlift(*arguments, cwd):
@@ -16,7 +16,7 @@ def test_init_writes_a_plan_that_is_the_shipped_one_explained(name, tmp_path):
     assert shown.returncode == 0
     assert shown.stderr == ""
     assert parse_plan(shown.stdout) == load_plan(name)
-    assert "\n# virtual size of the disk\nsize = " in shown.stdout
+    assert '\n# virtual size of the disk\n# allowed: "256M" to "65536G"\nsize = ' in shown.stdout
 
 
 @pytest.mark.parametrize("verb", ["run", "build"])

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from tests.support.daemon import starting_daemons
+from tests.support.json_schemas import valid
 from tests.support.owned_chain import make_owned_chain
 from tests.support.watching import wait_for
 
@@ -202,9 +203,11 @@ def test_once_says_what_could_not_be_served(place, start_daemon):
     assert done.returncode == 1
     assert "vm7: is busy: another client is connected" in done.stderr
     assert done.stderr.endswith("chainlift: 1 of the disks, sockets and files could not be served\n")
-    assert [row["error"] for row in json.loads(done.stdout)["silent"]] != []
+    assert [row["error"] for row in valid("watch", done.stdout)["silent"]] != []
     done = chainlift("watch", *options)
-    assert (done.returncode, [disk["indexed"] for disk in json.loads(done.stdout)["disks"]]) == (0, [1]), done.stderr
+    assert (done.returncode, [disk["indexed"] for disk in valid("watch", done.stdout)["disks"]]) == (0, [1]), (
+        done.stderr
+    )
     assert daemon.monitor.execute("query-version")
 
 
@@ -242,7 +245,7 @@ def test_what_is_paused_is_a_socket_an_image_or_a_name(place, start_daemon):
         assert (done.returncode, "is no socket and no image" in done.stderr) == (2, True)
     done = chainlift("watch", "pause", place / "sockets/../sockets/vm7", *options)
     assert done.stdout == f"{place}/sockets/vm7: paused\n"
-    listed = json.loads(chainlift("watch", "list", "--json", *options).stdout)
+    listed = valid("watch list", chainlift("watch", "list", "--json", *options).stdout)
     assert [entry["what"] for entry in listed["paused"]] == [f"{place}/sockets/vm7", "vm8"]
     assert not listed["is_watched"]
     done = chainlift("watch", "resume", "nobody", *options)

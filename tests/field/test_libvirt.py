@@ -125,6 +125,21 @@ def test_the_next_start_reads_the_same_or_the_lift_is_refused(verb, machine, wor
     virsh("destroy", "vm")
 
 
+def test_an_index_below_a_domains_disk_is_refused_and_a_squash_is_not(verb, machine):
+    virsh("destroy", "vm")
+    middle, before = machine.images / "a.qcow2", read(machine.disk)
+    files = everything(machine.images)
+    said = verb("index", middle)
+    assert said.status == 2, said
+    assert "domain vm" in said.err
+    assert everything(machine.images) == files
+    assert verb("squash", machine.disk).status == 0
+    machine.give_to_libvirt()
+    virsh("start", "vm")
+    virsh("destroy", "vm")
+    assert read(machine.disk) == before
+
+
 def test_after_a_restore_libvirts_block_jobs_work_or_that_is_said(verb, machine):
     before = read(machine.disk)
     said = verb("index", "--libvirt", "vm")

@@ -6,7 +6,7 @@ import os
 from chainlift import open_chain
 from chainlift.chain.extents import map_json
 from chainlift.chain.names import parse_name
-from chainlift.chain.summary import summarize
+from chainlift.chain.summarize import summarize
 from chainlift.errors import ChainliftError, ImageError
 from chainlift.qcow2.header import Header, parse_header
 from chainlift.qcow2.layout import Autoclear, CompressionType, Incompatible

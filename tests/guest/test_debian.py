@@ -11,7 +11,7 @@ from chainlift.guest import debian
 from chainlift.guest.boot import boot
 from chainlift.guest.debian import DebianGuest
 from chainlift.guest.interface import Guest
-from chainlift.qemu.binary import find_qemu
+from chainlift.qemu.find import find_qemu
 from chainlift.qemu.machine import Disk
 
 

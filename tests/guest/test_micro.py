@@ -12,7 +12,7 @@ from chainlift.errors import GuestError, QemuCrashed
 from chainlift.guest.boot import boot
 from chainlift.guest.interface import Guest, GuestKind
 from chainlift.guest.micro import MicroGuest
-from chainlift.qemu.binary import find_qemu
+from chainlift.qemu.find import find_qemu
 from chainlift.qemu.machine import Disk
 
 pytestmark = pytest.mark.integration
@@ -109,7 +109,7 @@ import time
 from pathlib import Path
 from chainlift.guest.boot import machine_config
 from chainlift.guest.micro import MicroGuest
-from chainlift.qemu.binary import find_qemu
+from chainlift.qemu.find import find_qemu
 from chainlift.qemu.machine import Disk
 from chainlift.qemu.vm import VirtualMachine
 config = machine_config(MicroGuest(fio=False).prepare(), [Disk(Path({str(disk)!r}))], accelerator="tcg")

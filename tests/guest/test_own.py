@@ -15,7 +15,8 @@ from chainlift.guest.catalog import guest_kind
 from chainlift.guest.interface import Guest, GuestKind
 from chainlift.guest.micro import MicroGuest
 from chainlift.guest.ssh import SshGuest, SshLogin
-from chainlift.qemu.binary import Qemu, find_qemu
+from chainlift.qemu.binary import Qemu
+from chainlift.qemu.find import find_qemu
 from chainlift.qemu.machine import Disk
 
 NO_QEMU = Qemu("none", None, None, None, None, (9, 0, 0), "9.0.0", "path")

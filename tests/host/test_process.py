@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from chainlift.errors import MissingToolError, OperationError
-from chainlift.host.process import Process, run_tool
+from chainlift.host.process import Process, program_name, run_tool
 
 
 def gone(pid: int, within_s: float = 20.0) -> bool:
@@ -132,3 +132,13 @@ def test_kill_9_of_the_supervisor_ends_the_program(tmp_path):
     assert gone(pid)
     parent.kill()
     parent.wait()
+
+
+def test_a_program_that_its_loader_starts_has_its_own_name(tmp_path):
+    loader = next(path for path in ("/lib64/ld-linux-x86-64.so.2", "/lib/ld-linux-aarch64.so.1") if Path(path).exists())
+    argv = [loader, "--library-path", "/lib", "--argv0", "other", "/bin/false"]
+    assert program_name(argv) == "false"
+    assert program_name(["/usr/bin/qemu-img", "--object", "x"]) == "qemu-img"
+    assert program_name([loader]) == Path(loader).name
+    with pytest.raises(OperationError, match=r"^false failed \(exit status 1\)$"):
+        run_tool(argv)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from chainlift.qemu.binary import find_qemu
+from chainlift.qemu.find import find_qemu
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from tests.support.need import missing
 
 from chainlift.cli.main import main
 from chainlift.errors import ImageError, UnknownStateError
-from chainlift.lift.flatten import flatten_chain
+from chainlift.lift.flatten import flatten
 from chainlift.qcow2.writer import write_image
 
 pytestmark = pytest.mark.integration
@@ -42,7 +42,7 @@ def loop(tmp_path):
 
 def refused(image, out, match, **how):
     with pytest.raises(ImageError, match=match):
-        flatten_chain(image, out, overwrite=True, **how)
+        flatten(image, out, overwrite=True, **how)
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_the_result_has_the_owner_and_the_mode_of_the_image(tmp_path, umask, mod
         os.chown(image, 1234, 5678)
     image.chmod(mode)
     umask(mask)
-    flatten_chain(image, out, **HOW[how])
+    flatten(image, out, **HOW[how])
     found, wanted = out.stat(), image.stat()
     assert (found.st_uid, found.st_gid, oct(found.st_mode & 0o7777)) == (
         wanted.st_uid, wanted.st_gid, oct(mode & 0o666)
@@ -73,7 +73,7 @@ def test_an_access_list_is_followed(tmp_path, umask):
     image.chmod(0o600)
     if subprocess.run(["setfacl", "-m", "u:1234:r", image], capture_output=True).returncode:
         missing("acl")
-    flatten_chain(image, out)
+    flatten(image, out)
     lists = [subprocess.run(["getfacl", "-cpn", path], capture_output=True, text=True).stdout for path in (image, out)]
     assert lists[0] == lists[1] != ""
 
@@ -83,13 +83,13 @@ def test_a_file_is_replaced_when_asked(tmp_path, same, how):
     image, out = plain_chain(tmp_path / "c"), tmp_path / "out"
     out.write_text("something of value")
     with pytest.raises(ImageError, match="exists; choose another name, or give --overwrite"):
-        flatten_chain(image, out, **HOW[how])
+        flatten(image, out, **HOW[how])
     assert out.read_text() == "something of value"
     (tmp_path / "link").symlink_to("out")
-    flatten_chain(image, tmp_path / "link", overwrite=True, **HOW[how])
+    flatten(image, tmp_path / "link", overwrite=True, **HOW[how])
     assert (tmp_path / "link").is_symlink()
     assert same(image, out)
-    flatten_chain(image, tmp_path / "new", overwrite=True, **HOW[how])
+    flatten(image, tmp_path / "new", overwrite=True, **HOW[how])
     assert same(image, tmp_path / "new")
     assert not list(tmp_path.glob("*.new"))
 
@@ -138,7 +138,7 @@ def test_a_file_that_cannot_be_written_is_as_before(tmp_path, small_disk):
     image, out = plain_chain(tmp_path / "c"), small_disk / "out"
     out.write_text("something of value")
     with pytest.raises(ImageError, match="are free"):
-        flatten_chain(image, out, overwrite=True)
+        flatten(image, out, overwrite=True)
     assert out.read_text() == "something of value"
     assert [path.name for path in small_disk.iterdir()] == ["out"]
 
@@ -161,7 +161,7 @@ def test_a_device_gets_the_image_and_keeps_what_is_behind_it(
     raw = reference(image, tmp_path / "raw").read_bytes()
     device = loop(16 * MIB)
     before = device.read_bytes()
-    done = flatten_chain(image, device, overwrite=True, **HOW[how])
+    done = flatten(image, device, overwrite=True, **HOW[how])
     drop_cache(device)
     after = device.read_bytes()
     assert after[done.file_bytes :] == before[done.file_bytes :]
@@ -184,7 +184,7 @@ def test_a_device_that_is_there_needs_to_be_asked_for(tmp_path, loop):
     image, device = plain_chain(tmp_path / "c", length=2), loop(8 * MIB)
     before = device.read_bytes()
     with pytest.raises(ImageError, match="exists"):
-        flatten_chain(image, device, file_format="raw")
+        flatten(image, device, file_format="raw")
     assert device.read_bytes() == before
 
 
@@ -207,7 +207,7 @@ def test_a_device_that_somebody_has_is_refused(tmp_path, loop, host_qemu):
         sleeping.kill()
     # Who only looks, as udev and losetup do, is waited for.
     with subprocess.Popen(["sleep", "0.2"], stdin=device.open("rb")):
-        flatten_chain(image, device, overwrite=True)
+        flatten(image, device, overwrite=True)
     subprocess.run(["mkfs.ext4", "-q", device], check=True)
     place = tmp_path / "place"
     place.mkdir()
@@ -222,7 +222,7 @@ def test_a_device_that_somebody_has_is_refused(tmp_path, loop, host_qemu):
 def test_a_device_that_the_chain_reads_is_refused(tmp_path, loop, tool, host_qemu):
     base = loop(16 * MIB)
     write_image(tmp_path / "base", virtual_size=8 * MIB, clusters=[0, 1], data=b"b" * 131072)
-    flatten_chain(tmp_path / "base", base, overwrite=True)
+    flatten(tmp_path / "base", base, overwrite=True)
     write_image(tmp_path / "top", virtual_size=8 * MIB, backing_file=str(base), backing_format="qcow2")
     # The layer is the device; the file behind the device; a device over the device.
     before = base.read_bytes()
@@ -244,7 +244,7 @@ def test_a_device_that_fails_is_told_with_status_4(tmp_path, small_disk, loop, c
     device = loop(file=small_disk / "disk")
     before = contents(tmp_path / "c")
     with pytest.raises(UnknownStateError, match="neither what it had before nor the whole image"):
-        flatten_chain(image, device, file_format="raw", overwrite=True)
+        flatten(image, device, file_format="raw", overwrite=True)
     with pytest.raises(SystemExit) as ended:
         main(["flatten", "--overwrite", str(image), str(device)])
     said = capsys.readouterr().err

@@ -13,7 +13,7 @@ from tests.support.luks import create_encrypted
 from tests.support.need import missing
 
 from chainlift.chain import open_chain
-from chainlift.chain.summary import summarize
+from chainlift.chain.summarize import summarize
 from chainlift.cli.main import main
 from chainlift.errors import ImageError
 from chainlift.host.process import run_tool

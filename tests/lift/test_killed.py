@@ -20,12 +20,15 @@ from tests.support.lifts import lift_index, lift_squash, restore_lift
 
 from chainlift.chain import open_chain
 from chainlift.errors import ChainliftError
-from chainlift.lift.flatten import flatten_chain
+from chainlift.lift.diff import open_difference
+from chainlift.lift.diff_export import export_difference
+from chainlift.lift.flatten import flatten
 from chainlift.lift.record.note import read_note
 from chainlift.qcow2.writer import write_image
 
 pytestmark = [
     pytest.mark.integration,
+    pytest.mark.no_cover,
     pytest.mark.timeout(3000),
     pytest.mark.needs("x86-64"),
 ]
@@ -50,6 +53,11 @@ def restore_two(directory, qemu, **options):
     restore_lift(directory / "layer4.qcow2", qemu, **options)
 
 
+def diff_export(directory):
+    with open_difference(directory / "layer1.qcow2", directory / "layer3.qcow2", export=True) as difference:
+        export_difference(difference, difference.ranges(), directory / "out.qcow2")
+
+
 VERBS = {
     "index": lambda d, q: lift_index(d / "layer3.qcow2", q),
     "index with a budget": lambda d, q: lift_index(d / "layer3.qcow2", q, copy_budget_bytes=1 << 20),
@@ -64,7 +72,8 @@ VERBS = {
     "restore two": restore_two,
     "restore two and clean": partial(restore_two, clean=True),
     "clean what is left": lambda d, q: restore_lift(d / "layer3.qcow2", q, clean=True),
-    "flatten": lambda d, q: flatten_chain(d / "layer3.qcow2", d / "out.qcow2"),
+    "flatten": lambda d, q: flatten(d / "layer3.qcow2", d / "out.qcow2"),
+    "diff export": lambda d, q: diff_export(d),
 }
 
 
@@ -74,7 +83,7 @@ REMOVE = {verb for verb in VERBS if "clean" in verb or "delete" in verb}
 
 def lift_before(directory, verb, qemu):
     """Do what a verb needs done; not in the template: an index knows its absolute path."""
-    if verb not in ("index", "index with a budget", "squash", "squash and delete", "flatten"):
+    if verb not in ("index", "index with a budget", "squash", "squash and delete", "flatten", "diff export"):
         lift_index(directory / "layer3.qcow2", qemu)
     if "two" in verb:
         lift_squash(directory / "layer4.qcow2", qemu)
@@ -218,7 +227,15 @@ def run_verb(verb, directory, qemu):
 
 
 @pytest.mark.parametrize(
-    "verb", ["index", "index again and clean", "squash and delete", "restore two and clean", "clean what is left"]
+    "verb",
+    [
+        "index",
+        "index again and clean",
+        "squash and delete",
+        "restore two and clean",
+        "clean what is left",
+        "diff export",
+    ],
 )
 def test_killed_or_failing_at_any_change(tmp_path, fresh, host_qemu, verb):
     attack(tmp_path, fresh, host_qemu, verb, ["kill before", "ENOSPC"], reads=False)

@@ -11,12 +11,12 @@ from tests.support.lifts import lift_index, lift_squash, restore_lift, verify_li
 from chainlift.chain import open_chain
 from chainlift.guest.boot import boot
 from chainlift.guest.micro import MicroGuest
-from chainlift.lift.flatten import flatten_chain
+from chainlift.lift.flatten import flatten
 from chainlift.qcow2.writer import write_image
-from chainlift.qemu.binary import find_qemu
+from chainlift.qemu.find import find_qemu
 from chainlift.qemu.machine import Disk
 from chainlift.study.build import Bench, built_chain
-from chainlift.study.plan import parse_plan
+from chainlift.study.plan_file import parse_plan
 from chainlift.study.progress import Silent
 
 pytestmark = pytest.mark.integration
@@ -112,7 +112,7 @@ def whole_life(tmp_path, host_qemu, tool, reference, same, *, length, pace):
     assert squash.kind == "squash"
     life.check(over, "the squash")
     assert verify_lift(over, content=True)[1] == []
-    flatten_chain(over, tmp_path / "flat.qcow2")
+    flatten(over, tmp_path / "flat.qcow2")
     life.check(tmp_path / "flat.qcow2", "flattening")
     life.guest_lives(over, ["last"])
 

@@ -9,11 +9,11 @@ from tests.support.lifts import lift_index, lift_squash, restore_lift, verify_li
 
 from chainlift.chain import open_chain
 from chainlift.errors import ImageError
-from chainlift.lift.flatten import flatten_chain
+from chainlift.lift.flatten import flatten
 from chainlift.qcow2.writer import write_image
-from chainlift.qemu.binary import find_qemu
+from chainlift.qemu.find import find_qemu
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.no_cover]
 
 
 class LiftMachine(ChainMachine):
@@ -52,7 +52,7 @@ class LiftMachine(ChainMachine):
             self.check(image, manifest.files[0].path)
             restore_lift(image, qemu, clean=True)
         for out, how in (("flat.qcow2", {}), ("flat.raw", {"file_format": "raw"}), ("small", {"compress": "zstd"})):
-            flatten_chain(image, Path(out), **how)
+            flatten(image, Path(out), **how)
             done = self.run_tool("qemu-img", "compare", "-f", "raw", "whole.raw", out)
             assert done.returncode == 0, (done.stdout + done.stderr, self.log)
         for path, data in layers.items():

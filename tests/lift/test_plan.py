@@ -13,7 +13,7 @@ from tests.support.mounts import in_memory
 from chainlift.cli.main import main
 from chainlift.errors import ImageError
 from chainlift.lift.at_rest import DiskAtRest
-from chainlift.lift.flatten import flatten_chain
+from chainlift.lift.flatten import flatten
 from chainlift.lift.plan import Choice, plan, recommend
 from chainlift.lift.record.lifts import lift_directory
 from chainlift.qcow2.writer import write_image
@@ -49,7 +49,7 @@ def check_plan(image, qemu):
         with pytest.raises(ImageError, match="nothing between"):
             lift_squash(image, qemu)
     out = image.with_name("flat.qcow2")
-    done = flatten_chain(image, out)
+    done = flatten(image, out)
     assert choices["flatten"].copied_bytes == done.copied.copied_bytes + done.copied.cloned_bytes
     out.unlink()
     return choices

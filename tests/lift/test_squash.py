@@ -4,11 +4,12 @@ import pytest
 from tests.support.chains import make_chain, plain_chain
 from tests.support.lifts import lift_index, lift_squash, restore_lift, verify_lift
 from tests.support.mounts import on_a_loop_device
+from tests.support.stock import create, img, make_pool, read, write
 
 from chainlift.chain import open_chain
 from chainlift.errors import AnswerIsNo, ImageError
 from chainlift.lift.at_rest import DiskAtRest
-from chainlift.lift.flatten import flatten_chain
+from chainlift.lift.flatten import flatten
 from chainlift.lift.plan import plan
 from chainlift.lift.record.lifts import lift_directory
 from chainlift.qcow2.writer import write_image
@@ -50,7 +51,7 @@ def test_many_squashes_read_the_same_bytes(tmp_path, seed, host_qemu, tool, same
 def test_a_flattened_image_reads_the_same_bytes(tmp_path, seed, how, host_qemu, tool, same):
     image = make_chain(tmp_path / "chain", seed)
     out = tmp_path / "out"
-    flatten_chain(image, out, **how)
+    flatten(image, out, **how)
     assert same(image, out)
     if "file_format" not in how:
         status, said = tool(host_qemu, "img", "check", out)
@@ -68,7 +69,7 @@ def test_flatten_leaves_holes_of_a_raw_base_out(tmp_path, same):
                 backing_format="raw")  # fmt: skip
     for file_format in ("qcow2", "raw"):
         out = tmp_path / f"out.{file_format}"
-        flatten_chain(image, out, file_format=file_format)
+        flatten(image, out, file_format=file_format)
         assert out.stat().st_blocks * 512 < 2 << 20
         assert same(image, out)
 
@@ -77,7 +78,7 @@ def test_flatten_does_not_overwrite(tmp_path):
     image = plain_chain(tmp_path / "c")
     (tmp_path / "out").write_text("mine")
     with pytest.raises(ImageError, match="exists"):
-        flatten_chain(image, tmp_path / "out")
+        flatten(image, tmp_path / "out")
     assert (tmp_path / "out").read_text() == "mine"
 
 
@@ -172,6 +173,26 @@ def test_nothing_is_deleted_or_switched_where_the_bytes_differ(tmp_path, host_qe
     assert not lift_directory(image).exists()
 
 
+def test_a_squash_that_somebody_merged_into_is_a_layer_like_any_other(tmp_path, host_qemu):
+    """As ``qemu-img commit`` does, and libvirt where a snapshot is deleted."""
+    *_, image = make_pool(tmp_path, "base.qcow2", "middle.qcow2", "image.qcow2", size="64M")
+    top = create(tmp_path / "top.qcow2", image)
+    squash = Path(lift_squash(top, host_qemu)[0].files[0].path)
+    write(top, 7, "40M")
+    img("commit", "-q", top)
+    above = create(tmp_path / "above.qcow2", squash)
+    before = read(above)
+    # What was merged is in one cluster of 1,024, which a sample may leave out, and in none of the layers.
+    with pytest.raises(ImageError, match="its squash was written to since"):
+        restore_lift(above, host_qemu)
+    assert read(above) == before
+    manifest, _ = lift_squash(above, host_qemu)
+    assert [Path(layer.identity.path) for layer in manifest.layers] == [squash]
+    assert read(above) == before
+    restore_lift(above, host_qemu)
+    assert read(above) == before
+
+
 def test_an_index_of_another_image_keeps_its_layers_from_deletion(tmp_path, host_qemu, same, reference):
     image = plain_chain(tmp_path / "c", length=4)
     sibling = tmp_path / "c/sibling.qcow2"
@@ -207,7 +228,7 @@ def test_nothing_is_copied_where_the_file_system_shares_blocks(reflinks, host_qe
     assert plan(DiskAtRest(image, host_qemu)).reflinks
     for file_format in ("qcow2", "raw"):
         out = reflinks / f"flat.{file_format}"
-        done = flatten_chain(image, out, file_format=file_format)
+        done = flatten(image, out, file_format=file_format)
         assert done.copied.copied_bytes == 0
         assert done.copied.cloned_bytes > 1 << 20
         assert same(image, out)

@@ -73,7 +73,10 @@ class Base(RuleBasedStateMachine):
             self.drawn[number] += 1
             rng = random.Random(f"{number}/{self.drawn[number]}")
             function = getattr(self, rng.choice(possible_steps(self)))
-            function(**{key: rng.choice(choices) for key, choices in function.arguments.items()})
+            try:
+                function(**{key: rng.choice(choices) for key, choices in function.arguments.items()})
+            except oracle.KnownViolation:
+                self.is_over = True
 
     world: World
     drawn: Counter[int]

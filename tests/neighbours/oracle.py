@@ -7,11 +7,13 @@ of running disks read, and every byte of every file. Then:
 * after 1, 2 and 3, and after a verb that only looks, everything is byte for byte what it was, lifts included;
 * every image reads what it read; one that did not open may still not open; every QEMU lives, its disk reads the same;
 * a file that is not ours neither changes nor vanishes nor appears, unless asked: the image that is switched changes
-  within its first cluster, ``--delete-layers`` takes the layers that it says, ``flatten`` makes its output.
+  within its first cluster, ``--delete-layers`` takes the layers that it says, ``flatten`` makes its output, ``prune``
+  and ``drop`` take the layers and write those anew that they say.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -19,21 +21,24 @@ import subprocess
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from tests.neighbours.reader import MOST_FILES, digest
 from tests.neighbours.world import MAGIC, File, World, is_ours, names_a_lift, pointer
 
+from chainlift.lift.record.overlay import read_overlay_mark
+
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tests.support.running import Running
     from tests.support.verbs import Said
 
 #: What is known to be wrong: a pattern of the violation, and what it is. A run that meets one ends and is no failure;
 #: a line goes when its fault is repaired.
-KNOWN: dict[str, str] = {
-    r"^stream --qmp.*: an image over a json: name with a backing file of its own reads other bytes":
-        "stream fills an image that another one opens without its backing file",
-}  # fmt: skip
+KNOWN: dict[str, str] = {}
+#: What libvirt copies a disk into, beside it.
+_OVERLAY = re.compile(r"\.lift\d+$")
 
 
 class Violation(AssertionError):  # noqa: N818 - what a run shows
@@ -60,6 +65,10 @@ class Verb:
     makes: Path | None = None
     #: Directories in which it was asked to search before it deletes; None: it is not asked to delete.
     deletes_in: tuple[Path, ...] | None = None
+    #: It writes the names of these as they were before.
+    undoes: tuple[str, ...] = ()
+    #: It says in JSON which layers it has deleted, and which it has written anew.
+    thins_out: bool = False
 
 
 @dataclass(frozen=True)
@@ -100,16 +109,24 @@ def run(world: World, verb: Verb) -> Said:
     world.count(f"ours: {verb.kind}")
     world.count(f"status {said.status}: {verb.kind}")
     for problem in judge(world, verb, said, before):
-        text = f"{verb.kind}: {problem}"
-        for pattern, why in KNOWN.items():
-            if re.search(pattern, text):
-                world.count(f"known: {why}")
-                raise KnownViolation(text)
-        if collected := os.environ.get("NEIGHBOURS_COLLECT"):
-            _collect(Path(collected), f"{text}\n\n{said}\n\n{world.tell()}")
-            raise KnownViolation(text)
-        raise Violation(f"{text}\n\n{said}\n\n{world.tell()}")
+        fail(world, f"{verb.kind}: {problem}", said)
     return said
+
+
+def fail(world: World, text: str, said: object = "") -> NoReturn:
+    """Say that something does not hold, unless that is known or collected.
+
+    :raise Violation: with a script of the run.
+    :raise KnownViolation: if it is known.
+    """
+    for pattern, why in KNOWN.items():
+        if re.search(pattern, text):
+            world.count(f"known: {why}")
+            raise KnownViolation(text)
+    if collected := os.environ.get("NEIGHBOURS_COLLECT"):
+        _collect(Path(collected), f"{text}\n\n{said}\n\n{world.tell()}")
+        raise KnownViolation(text)
+    raise Violation(f"{text}\n\n{said}\n\n{world.tell()}")
 
 
 def _collect(directory: Path, text: str) -> None:
@@ -126,6 +143,8 @@ def _collect(directory: Path, text: str) -> None:
 def judge(world: World, verb: Verb, said: Said, before: Truth) -> list[str]:
     """Return what does not hold."""
     found = _judge_words(said)
+    if verb.thins_out and said.status == 0 and not verb.looks and json.loads(said.out)["deleted"]:
+        world.count(f"ours: {verb.kind} that deleted layers")
     dead = [running.name for running in world.running if not running.is_alive]
     if dead:
         return [*found, f"QEMU has ended: {dead}: {world.running[0].said()}"]
@@ -142,7 +161,8 @@ def judge(world: World, verb: Verb, said: Said, before: Truth) -> list[str]:
         for name, was in before.live.items()
         if after.live.get(name) != was
     ]
-    found += _judge_reads(world, verb, before, after)
+    # After --undo, what was missing is missing again: the step compares with how it was.
+    found += [] if verb.undoes else _judge_reads(world, verb, before, after)
     if not found and said.status == 0 and not verb.looks and verb.running is None:
         found += check_image(verb.image)
     return found
@@ -184,13 +204,17 @@ def _judge_files(verb: Verb, said: Said, before: Truth, after: Truth) -> list[st
     """What has happened to files that are not ours, by a verb that has done its work."""
     found = []
     vanished = 0
+    thinned = json.loads(said.out) if verb.thins_out else {}
+    deleted_ones, rewritten = ({Path(name) for name in thinned.get(key, ())} for key in ("deleted", "rewritten"))
     for path, was in before.files.items():
         now = after.files.get(path)
         if is_ours(path) or was.same_as(now):
             continue
         if now is None:
+            if "--clean" in verb.words and _OVERLAY.search(path.name):
+                continue
             vanished += 1
-            if verb.deletes_in is None:
+            if verb.deletes_in is None or (verb.thins_out and path not in deleted_ones):
                 found.append(f"{path} has vanished")
             elif was.kind != "-":
                 found.append(f"{path} has vanished, which is no file")
@@ -199,22 +223,44 @@ def _judge_files(verb: Verb, said: Said, before: Truth, after: Truth) -> list[st
             continue
         if (was.mode, was.owner, was.group) != (now.mode, now.owner, now.group):
             found.append(f"{path} has another owner or mode")
+        elif path in rewritten:
+            continue
         elif not _may_change(verb, said, path, was):
             found.append(f"{path} was changed")
         elif verb.running is None and not _same_beyond_header(was.content, now.content):
             found.append(f"more than the header of {path} was changed")
-    found += [f"{path} has appeared" for path in after.files.keys() - before.files.keys() if not is_ours(path)]
+    found += [
+        f"{path} has appeared"
+        for path in after.files.keys() - before.files.keys()
+        # A prune has every disk keep its file.
+        if not is_ours(path) and not ("--libvirt" in verb.words and not verb.thins_out and _is_overlay(path))
+    ]
     deleted = re.search(r"deleted (\d+) of", said.out + said.err)
-    if verb.deletes_in is not None and vanished > int(deleted[1] if deleted else 0):
+    if verb.deletes_in is not None and not verb.thins_out and vanished > int(deleted[1] if deleted else 0):
         found.append(f"{vanished} files have vanished, which is not what was said: {said.out}")
     return found
+
+
+def _is_overlay(path: Path) -> bool:
+    """Whether it is what libvirt was told to copy a disk into; the file itself says for which."""
+    return bool(_OVERLAY.search(path.name)) and read_overlay_mark(path) is not None
 
 
 def _may_change(verb: Verb, said: Said, path: Path, was: File) -> bool:
     """Whether it is the image that is switched, by any of its names, or one that is said to be."""
     if same_file(path, verb.image):
         return True
-    return "restore" in verb.words and any(str(path) in line for line in said.out.splitlines()) and was.kind == "-"
+    if verb.words[0] == "relink":
+        names = verb.undoes or [change["image"] for change in json.loads(said.out)["changes"]]
+        return any(same_file(path, Path(name)) for name in names)
+    return verb.words[0] == "restore" and was.kind == "-" and any(same_file(path, each) for each in _restored(said))
+
+
+def _restored(said: Said) -> list[Path]:
+    """Return the images that a restore says it has switched."""
+    if "--json" in said.arguments:
+        return [Path(lift["image"]) for lift in json.loads(said.out)["lifts"]]
+    return [Path(line.partition(": ")[0]) for line in said.out.splitlines()]
 
 
 def _snapshots(content: bytes) -> int:
@@ -245,11 +291,14 @@ def _judge_pointer(verb: Verb, after: Truth) -> list[str]:
 
 def _judge_reads(world: World, verb: Verb, before: Truth, after: Truth) -> list[str]:
     found = []
+    opened_elsewhere = _opens_without_header(verb, before)
     for path, was in before.reads.items():
         if was is None or path not in after.files:
             continue
         now = after.reads.get(path)
-        if now == was or _is_excused(world, verb, path, now):
+        if now == was or _is_excused(world, verb, path, now) or _leads_elsewhere(verb, path, before):
+            continue
+        if verb.words[0] == "stream" and opened_elsewhere:
             continue
         relation = _relation(verb, path, before)
         found.append(f"{relation} {'does not open any more' if now is None else 'reads other bytes'}: {path}")
@@ -261,20 +310,49 @@ def _relation(verb: Verb, path: Path, before: Truth) -> str:
         return "the image itself"
     if same_file(path, verb.image):
         return "the image by another name"
-    names = [pointer(file.content) or "" for file in before.files.values() if file.content[:4] == MAGIC]
-    if any(name.startswith("json:") and '"backing"' in name for name in names):
-        return "an image over a json: name with a backing file of its own"
     return "another image"
 
 
+def _opens_without_header(verb: Verb, before: Truth) -> bool:
+    """Whether an image in a directory that is not searched opens another without what its header names.
+
+    What a stream writes into its image may change what such an image reads.
+    """
+    named = {path: pointer(file.content) for path, file in before.files.items() if file.content[:4] == MAGIC}
+    return any(
+        name is not None and name.startswith("json:") and '"backing"' in name and not _is_searched(verb, path)
+        for path, name in named.items()
+    )
+
+
+def _is_searched(verb: Verb, path: Path, more: Sequence[Path] = ()) -> bool:
+    searched = [directory.resolve() for directory in (*more, verb.image.parent, verb.image.resolve().parent)]
+    return any(path.resolve().is_relative_to(directory) for directory in searched)
+
+
 def _is_excused(world: World, verb: Verb, path: Path, now: str | None) -> bool:
-    """An image in a directory that was not searched may lose a layer that was to be deleted, if nobody has it open."""
-    if verb.deletes_in is None or now is not None:
+    """An image in a directory that was not searched may lose what was to be deleted, if nobody has it open.
+
+    A layer, or a lift with an absolute name (``--lift-dir``), on which a copy of its image stands, too.
+    """
+    if now is not None or (verb.deletes_in is None and "--clean" not in verb.words):
         return False
-    searched = [directory.resolve() for directory in (*verb.deletes_in, verb.image.parent, verb.image.resolve().parent)]
-    if any(path.resolve().is_relative_to(directory) for directory in searched):
+    if _is_searched(verb, path, verb.deletes_in or ()):
         return False
     return not any(same_file(running.image, path) for running in world.running)
+
+
+def _leads_elsewhere(verb: Verb, path: Path, before: Truth) -> bool:
+    """Whether it is a link, hard or symbolic, where nobody has searched, by which the image stood on other layers.
+
+    QEMU takes a relative name from where the link lies, and there may be another file of that name.
+    """
+    return (
+        same_file(path, verb.image)
+        and path != verb.image
+        and not _is_searched(verb, path.parent)
+        and before.reads.get(path) != before.reads.get(verb.image)
+    )
 
 
 def same_file(one: Path, other: Path) -> bool:

@@ -25,7 +25,7 @@ class Others(Base):
         """Return a name that is free, perhaps one that an image had before."""
         place = pick(self.world.directories() or [self.world.root], directory)
         free = [place / each for each in NAMES if not os.path.lexists(place / each)]
-        return pick(free or [place / "one more.qcow2"], name)
+        return pick(free or [place / f"one more {len(self.world.script)}.qcow2"], name)
 
     def _new_directory(self, name: int) -> Path | None:
         free = [self.world.root / each for each in DIRECTORIES if not (self.world.root / each).exists()]

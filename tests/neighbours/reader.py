@@ -29,6 +29,11 @@ def digest(content: bytes) -> str:
     return f"{len(content)} bytes, {hashlib.blake2b(content, digest_size=8).hexdigest()}"
 
 
+def read_all(client: NbdClient) -> bytes:
+    size = client.size_bytes
+    return b"".join(client.read(at, min(1 << 20, size - at)) for at in range(0, size, 1 << 20))
+
+
 class Reader:
     """The daemon."""
 
@@ -91,10 +96,27 @@ class Reader:
             found.update(self.digests([image]))
         return found
 
+    def contents(self, image: Path) -> bytes | None:
+        """Return what is read from an image; None if it does not open or read."""
+        node = f"r{next(self._numbers)}"
+        file = {"driver": "file", "filename": str(image)}
+        try:
+            self._qmp.execute(
+                "blockdev-add", driver="qcow2", node_name=node, read_only=True, force_share=True, file=file
+            )
+        except QmpError:
+            return None
+        try:
+            self._qmp.execute("block-export-add", type="nbd", id=node, node_name=node, name=node)
+            return self._read(node)
+        except (QmpError, QemuError):
+            return None
+        finally:
+            self._forget([node])
+
     def _read(self, node: str) -> bytes:
         with NbdClient(self._place / "nbd", node) as client:
-            size = client.size_bytes
-            return b"".join(client.read(at, min(1 << 20, size - at)) for at in range(0, size, 1 << 20))
+            return read_all(client)
 
     def _forget(self, nodes: list[str]) -> None:
         for export in self._qmp.execute("query-block-exports"):

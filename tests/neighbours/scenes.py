@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 MIB = 1 << 20
 
 
-def _fill(world: World, image: Path, layer: int, size: int, *, compressed: bool = False) -> None:
+def fill(world: World, image: Path, layer: int, size: int, *, compressed: bool = False) -> None:
     """Write a few pieces with patterns of this layer's own."""
     rng = random.Random(layer)
     commands = []
@@ -28,7 +28,7 @@ def _fill(world: World, image: Path, layer: int, size: int, *, compressed: bool 
     world.sh("qemu-io", "-f", "qcow2", *commands, image)
 
 
-def _create(world: World, image: Path, backing: str | None, size: int | None, options: str = "") -> None:
+def create(world: World, image: Path, backing: str | None, size: int | None, options: str = "") -> None:
     back = [] if backing is None else ["-b", backing, "-F", "raw" if backing.endswith(".raw") else "qcow2"]
     more = ["-o", options] if options else []
     world.sh("qemu-img", "create", "-q", "-f", "qcow2", *back, *more, image, *([] if size is None else [size]))
@@ -45,21 +45,21 @@ def _chain(
             (pool / name).write_bytes(random.Random(number).randbytes(size))
             world.script.append(f"head -c {size} /dev/urandom > {pool / name}")
             continue
-        _create(world, pool / name, named, None if below else size, options[number % len(options)])
-        _fill(world, pool / name, number, size)
+        create(world, pool / name, named, None if below else size, options[number % len(options)])
+        fill(world, pool / name, number, size)
 
 
 def plain(world: World) -> None:
     _chain(world, ["base.qcow2", "n1.qcow2", "n2.qcow2", "n3.qcow2"], 2 * MIB)
-    _create(world, world.root / "clones/n1.qcow2", "../pool/n2.qcow2", None)
-    _fill(world, world.root / "clones/n1.qcow2", 9, 2 * MIB)
+    create(world, world.root / "clones/n1.qcow2", "../pool/n2.qcow2", None)
+    fill(world, world.root / "clones/n1.qcow2", 9, 2 * MIB)
 
 
 def absolute(world: World) -> None:
     """A raw base of an odd size, absolute names, small clusters."""
     names = ["base.raw", "n1.qcow2", "n2.qcow2", "n3.qcow2", "n4.qcow2"]
     _chain(world, names, MIB + 512 * 77, absolute=True, options=("cluster_size=4k", "cluster_size=64k"))
-    _create(world, world.root / "clones/n1.qcow2", f"{world.root}/pool/n2.qcow2", None)
+    create(world, world.root / "clones/n1.qcow2", f"{world.root}/pool/n2.qcow2", None)
 
 
 def mixed(world: World) -> None:
@@ -67,10 +67,10 @@ def mixed(world: World) -> None:
     kinds = ("cluster_size=64k", "cluster_size=16k", "extended_l2=on,cluster_size=64k", "compat=0.10", "")
     _chain(world, ["base.qcow2", "n1.qcow2", "n2.qcow2", "n3.qcow2", "n4.qcow2"], MIB, options=kinds)
     pool = world.root / "pool"
-    _create(world, pool / "n5.qcow2", "n4.qcow2", MIB // 2 + 512 * 5)
-    _create(world, pool / "n6.qcow2", "n5.qcow2", MIB)
-    _fill(world, pool / "n6.qcow2", 7, MIB, compressed=True)
-    _create(world, world.root / "clones/n1.qcow2", "../pool/n6.qcow2", None)
+    create(world, pool / "n5.qcow2", "n4.qcow2", MIB // 2 + 512 * 5)
+    create(world, pool / "n6.qcow2", "n5.qcow2", MIB)
+    fill(world, pool / "n6.qcow2", 7, MIB, compressed=True)
+    create(world, world.root / "clones/n1.qcow2", "../pool/n6.qcow2", None)
 
 
 def linked(world: World) -> None:
@@ -83,10 +83,10 @@ def linked(world: World) -> None:
         if below:
             world.sh("qemu-img", "create", "-q", "-u", "-f", "qcow2", "-b", below, "-F", "qcow2", image, 2 * MIB)
         else:
-            _create(world, image, None, 2 * MIB)
-        _fill(world, image, number, 2 * MIB)
+            create(world, image, None, 2 * MIB)
+        fill(world, image, number, 2 * MIB)
     world.sh("ln", "-s", "pool/n3.qcow2", world.root / "disk.0")
-    _create(world, world.root / "clones/n1.qcow2", f"{pool}/n2.qcow2", None)
+    create(world, world.root / "clones/n1.qcow2", f"{pool}/n2.qcow2", None)
 
 
 def described(world: World) -> None:
@@ -97,10 +97,10 @@ def described(world: World) -> None:
     for number, backing in ((2, ',"backing":null'), (3, "")):
         inner = file % (pool / f"n{number - 1}.qcow2")
         name = f'json:{{"driver":"qcow2","file":{inner}{backing}}}'
-        _create(world, pool / f"n{number}.qcow2", name, None)
-        _fill(world, pool / f"n{number}.qcow2", number, 2 * MIB)
-    _create(world, pool / "n4.qcow2", "n3.qcow2", None)
-    _create(world, world.root / "clones/n1.qcow2", f"{pool}/n3.qcow2", None)
+        create(world, pool / f"n{number}.qcow2", name, None)
+        fill(world, pool / f"n{number}.qcow2", number, 2 * MIB)
+    create(world, pool / "n4.qcow2", "n3.qcow2", None)
+    create(world, world.root / "clones/n1.qcow2", f"{pool}/n3.qcow2", None)
 
 
 def remembering(world: World) -> None:
@@ -108,12 +108,12 @@ def remembering(world: World) -> None:
     _chain(world, ["base.qcow2", "n1.qcow2"], 2 * MIB)
     pool = world.root / "pool"
     world.sh("qemu-img", "snapshot", "-c", "before", pool / "n1.qcow2")
-    _fill(world, pool / "n1.qcow2", 5, 2 * MIB)
-    _create(world, pool / "n2.qcow2", "n1.qcow2", None)
+    fill(world, pool / "n1.qcow2", 5, 2 * MIB)
+    create(world, pool / "n2.qcow2", "n1.qcow2", None)
     world.sh("qemu-img", "bitmap", "--add", pool / "n2.qcow2", "checkpoint")
-    _fill(world, pool / "n2.qcow2", 6, 2 * MIB)
-    _create(world, pool / "n3.qcow2", "n2.qcow2", None)
-    _create(world, world.root / "clones/n1.qcow2", "../pool/n1.qcow2", None)
+    fill(world, pool / "n2.qcow2", 6, 2 * MIB)
+    create(world, pool / "n3.qcow2", "n2.qcow2", None)
+    create(world, world.root / "clones/n1.qcow2", "../pool/n1.qcow2", None)
 
 
 SCENES: dict[str, Callable[[World], None]] = {

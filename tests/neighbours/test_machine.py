@@ -1,9 +1,9 @@
 """A machine of neighbours: chainlift's verbs among the hands of everybody else who owns a disk.
 
 A run begins with a chain and a linked clone (``scenes``) and takes 30 steps: of other people with images at rest
-(``others``) and with QEMUs that run (``guests``), and of ours (``ours``). What must hold after each of ours says
-``oracle``; a failure prints a script of shell commands that repeats it. Verbs are run as a person runs them, in a
-process of their own (``tests.support.verbs``).
+(``others``) and with QEMUs that run (``guests``), and of ours (``ours``,
+``snapshots``). What must hold after each of ours says ``oracle``; a failure prints a script of shell commands that
+repeats it. Verbs are run as a person runs them, in a process of their own (``tests.support.verbs``).
 
 The count of steps by kind is printed at the end of the tests. To hunt: ``NEIGHBOURS_RUNS`` sets how many runs there
 are, and with ``NEIGHBOURS_COLLECT=DIR`` a run that hurts somebody fails nothing: the shortest script of each kind of
@@ -28,10 +28,11 @@ from tests.neighbours.others import Others
 from tests.neighbours.ours import Ours
 from tests.neighbours.reader import Reader
 from tests.neighbours.scenes import SCENES
+from tests.neighbours.snapshots import Snapshots
 from tests.neighbours.world import World
 from tests.support.verbs import Verbs
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.no_cover]
 SHRINK = [] if "NEIGHBOURS_COLLECT" in os.environ else [Phase.shrink]
 
 
@@ -39,7 +40,7 @@ def _machine(place: Path, reader: Reader, verbs: Verbs, counts: Counter[str]) ->
     """Return the machine for runs in this place."""
     made: dict[str, list[str]] = {}
 
-    class Neighbours(Ours, Others, Guests):
+    class Neighbours(Ours, Snapshots, Others, Guests):
         @initialize(scene=st.sampled_from(sorted(SCENES)))
         def begin(self, scene: str) -> None:
             self.world = World(place / "w", reader, verbs, counts)
@@ -117,4 +118,5 @@ def test_nobody_is_hurt(place, record_property):
 @pytest.mark.long
 @pytest.mark.timeout(6 * 3600)
 def test_nobody_is_hurt_in_many_runs(place, record_property):
-    _run(place, record_property, max_examples=2000, phases=[Phase.generate, *SHRINK])
+    runs = int(os.environ.get("NEIGHBOURS_RUNS", "2000"))
+    _run(place, record_property, max_examples=runs, phases=[Phase.generate, *SHRINK])

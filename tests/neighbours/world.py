@@ -43,8 +43,9 @@ MAGIC = b"QFI\xfb"
 
 
 def is_ours(path: Path | str) -> bool:
-    """Whether a name is of a lift: its directory, something in it, or what lies beside for it."""
-    return any(part.endswith((".lift", ".lift.json")) for part in Path(path).parts)
+    """Whether a name is of a lift (its directory, something in it, what lies beside for it), or a list of relink's."""
+    parts = Path(path).parts
+    return any(part.endswith((".lift", ".lift.json")) for part in parts) or parts[-1].startswith("chainlift-relink-")
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,8 @@ class World:
         self.counts = counts
         self.running: list[Running] = []
         self.script: list[str] = []
+        #: What makes a command another user's.
+        self.as_user: list[str] = []
         self._started = 0
         #: What was read last, and from which files.
         self._truth: tuple[str, dict[Path, str | None]] = ("", {})
@@ -103,7 +106,7 @@ class World:
         self.script.append(shlex.join(texts))
         try:
             done = subprocess.run(
-                ["prlimit", f"--nofile={MOST_FILES}", *texts],
+                ["prlimit", f"--nofile={MOST_FILES}", *self.as_user, *texts],
                 cwd=self.root,
                 capture_output=True,
                 text=True,

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from chainlift.qcow2.layout import Incompatible
 from chainlift.qcow2.writer import ImageWriter, write_image
 
 MIB = 1 << 20
@@ -90,21 +89,6 @@ def test_holes_read_as_zeros_and_take_no_space(tmp_path):
     write_image(path, virtual_size=1 << 30, clusters=np.arange(1 << 14), data=None)
     assert "No errors were found" in qemu_img("check", path)
     assert path.stat().st_blocks * 512 < MIB < path.stat().st_size
-
-
-@pytest.mark.integration
-def test_an_image_of_refcounts_two_cannot_be_written_in_place(tmp_path):
-    path = tmp_path / "image.qcow2"
-    with ImageWriter(path, virtual_size=MIB, incompatible=Incompatible.CORRUPT) as writer:
-        offset = writer.reserve(1)
-        writer.write(offset, b"D" * 65536)
-        writer.set_entries(np.array([3]), np.array([offset], dtype=np.uint64))
-        writer.finish(refcount=2, span=1 << 34)
-    before = path.read_bytes()
-    assert contents(path, tmp_path)[3 * 65536 : 4 * 65536] == b"D" * 65536
-    done = subprocess.run(["qemu-io", "-c", "write 192k 64k", path], capture_output=True, text=True, timeout=60)
-    assert done.returncode != 0
-    assert path.read_bytes() == before
 
 
 def test_entries_may_come_in_pieces_of_any_size(tmp_path):

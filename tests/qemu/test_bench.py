@@ -12,7 +12,7 @@ from tests.support.need import as_root, missing
 from chainlift.errors import QemuError
 from chainlift.qcow2.writer import write_image
 from chainlift.qemu.bench import _is_on_stdout, reading
-from chainlift.qemu.binary import find_qemu
+from chainlift.qemu.find import find_qemu
 
 pytestmark = pytest.mark.integration
 SIZE = 64 << 20

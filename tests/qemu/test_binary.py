@@ -1,7 +1,8 @@
 import pytest
 
 from chainlift.errors import InputError, MissingToolError
-from chainlift.qemu.binary import find_qemu
+from chainlift.qemu.binary import installed_version
+from chainlift.qemu.find import find_qemu
 
 
 def fake(path, version="7.2.0 (made up)", status=0):
@@ -29,6 +30,20 @@ def test_the_hosts_qemu_is_found_with_its_version():
     assert qemu.command("img", "--version") == [str(qemu.img), "--version"]
 
 
+@pytest.mark.integration
+def test_the_installed_version_is_known_without_running_it():
+    assert installed_version() == find_qemu(need=("img",)).version_text
+
+
+@pytest.mark.parametrize("text", [None, "", "#!/bin/sh\nexec other-img\n", "qemu-img version of mine\n"])
+def test_what_does_not_say_its_version_is_not_asked(tmp_path, monkeypatch, text):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    if text is not None:
+        (tmp_path / "qemu-img").write_text(text)
+        (tmp_path / "qemu-img").chmod(0o755)
+    assert installed_version() is None
+
+
 def test_a_build_directory_is_a_qemu(build):
     qemu = find_qemu(str(build))
     assert qemu.system == build / "qemu-system-x86_64"
@@ -50,6 +65,13 @@ def test_a_tool_that_is_not_there_says_what_to_do(build, monkeypatch):
     qemu = find_qemu(str(build), need=("img",))
     with pytest.raises(MissingToolError, match="no qemu-io"):
         qemu.path("io")
+
+
+def test_a_system_emulator_that_is_not_needed_is_not_run(build):
+    (build / "qemu-system-x86_64").write_text("#!/bin/sh\nexit 1\n")
+    assert find_qemu(str(build), need=("storage-daemon",)).version == (7, 2, 0)
+    with pytest.raises(MissingToolError, match="no QEMU that runs here"):
+        find_qemu(str(build))
 
 
 def test_no_qemu_at_all_names_the_package(tmp_path, monkeypatch):

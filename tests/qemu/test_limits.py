@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chainlift.qcow2.writer import write_image
-from chainlift.qemu.binary import Qemu, find_qemu
+from chainlift.qemu.binary import Qemu
+from chainlift.qemu.find import find_qemu
 from chainlift.qemu.limits import Attempt, Limit, attempt_length, bisect, describe_attempt, describe_limit
 
 SIZE = 64 << 20

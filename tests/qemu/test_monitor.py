@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from chainlift.errors import QemuCrashed, QemuError
-from chainlift.qemu.binary import find_qemu
+from chainlift.qemu.find import find_qemu
 from chainlift.qemu.monitor import Monitor
 from chainlift.qemu.process import QemuProcess
 

@@ -3,8 +3,8 @@ import json
 import pytest
 
 from chainlift.errors import InputError, MissingToolError
-from chainlift.qemu.binary import find_qemu
 from chainlift.qemu.features import probe_features
+from chainlift.qemu.find import find_qemu
 from chainlift.qemu.process import run_tool
 from chainlift.qemu.releases import add_release, added_releases, find_release, remove_release
 

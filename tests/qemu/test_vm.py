@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from chainlift.errors import QemuCrashed
-from chainlift.qemu.binary import Qemu, find_qemu
+from chainlift.qemu.binary import Qemu
+from chainlift.qemu.find import find_qemu
 from chainlift.qemu.machine import Disk, MachineConfig
 from chainlift.qemu.vm import VirtualMachine, disk_arguments
 

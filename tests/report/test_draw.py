@@ -1,12 +1,12 @@
 import itertools
 
 from chainlift.report.draw import Bar, Line, bar_panel, byte_ticks, log_panel
-from chainlift.report.style import FULL, look, new_figure
+from chainlift.report.style import FULL, drawing_style, new_figure
 from chainlift.units import format_bytes, format_seconds
 
 
 def panel(draw):
-    with look():
+    with drawing_style():
         figure, (axes,) = new_figure(FULL, 4)
         draw(axes)
         figure.canvas.draw()
@@ -33,6 +33,15 @@ def test_lengths_under_an_axis_do_not_touch():
     labels = sorted((t.get_window_extent() for t in axes.get_xticklabels() if t.get_text()), key=lambda box: box.x0)
     assert len(labels) >= 5
     assert all(left.x1 < right.x0 for left, right in itertools.pairwise(labels))
+
+
+def test_a_logarithmic_axis_has_more_than_one_tick_however_little_it_spans():
+    for low, high in ((1.1e-3, 1.3e-3), (2.0, 7.0), (0.5, 30.0), (1e-6, 1e-2)):
+        axes = panel(
+            lambda axes, a=low, b=high: log_panel(axes, [Line("x", {1: (a,), 300: (b,)}, "#000")], format_seconds)
+        )
+        bottom, top = axes.get_ylim()
+        assert sum(bottom <= tick <= top for tick in axes.get_yticks()) >= 2, (low, high)
 
 
 def test_every_sample_of_a_bar_is_a_dot():

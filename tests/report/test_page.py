@@ -1,12 +1,10 @@
 import re
-import shutil
-import subprocess
 import sys
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
-from pathlib import Path
 
 import pytest
+from tests.support.browser import console_of
 from tests.support.results import RECORDED, host_read
 
 from chainlift.errors import InputError, MissingToolError
@@ -69,7 +67,10 @@ def test_the_page_is_whole_and_loads_nothing(drawn):
 
 def test_the_headline_is_computed_from_the_run(make):
     path = write_report([make(host_read(1, 0.010), host_read(300, 0.430))])
-    assert "A 4 KiB read through 300 layers takes 43 times as long as through 1." in path.read_text(encoding="utf-8")
+    assert (
+        "A 4 KiB read through 300 layers takes 43 times the CPU time of one through 1 (measured once)."
+        in path.read_text(encoding="utf-8")
+    )
 
 
 def test_every_figure_is_an_svg_and_a_png_file_and_stands_in_the_page(drawn):
@@ -171,7 +172,7 @@ def test_a_crash_is_a_result(make):
 )  # fmt: skip
 def test_partial_results_are_drawn_as_far_as_they_go(make, samples):
     results = Results.load([make(*samples, environment=False)])
-    with style.look():
+    with style.drawing_style():
         Page(render(results, draw_all(results)))
 
 
@@ -221,23 +222,6 @@ def test_without_the_extra_one_line_says_what_to_install(make, monkeypatch, pack
     assert not (path / "figures").exists()
 
 
-def console_of(page: Path, profile: Path) -> list[str]:
-    """Open a page in headless Chromium and return what it says on its console."""
-    chromium = shutil.which("chromium")
-    assert chromium, "script/bootstrap installs chromium"
-    done = subprocess.run(
-        [
-            chromium, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
-            "--disable-background-networking",
-            "--disable-dev-shm-usage", "--host-resolver-rules=MAP * ~NOTFOUND", "--enable-logging=stderr", "--v=0",
-            f"--user-data-dir={profile}", "--virtual-time-budget=3000", "--dump-dom", page.as_uri(),
-        ],
-        capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
-    assert "</html>" in done.stdout
-    return re.findall(r":CONSOLE[:(]\d+\)?\] (.*)", done.stderr)
-
-
 @pytest.mark.integration
 def test_the_page_opens_without_a_word_on_the_console(recorded, tmp_path):
     (recorded / "profiles").mkdir()
@@ -268,7 +252,12 @@ def test_throughput_is_drawn_with_the_pivot_marked(make):
     (path / "live").mkdir()
     (path / "live/read.csv").write_text("time_s,bytes_per_s,event\n0,1e6,\n1,1e6,\n1.5,,pivot\n2,4e7,\n3,4e7,\n")
     text = write_report([path]).read_text(encoding="utf-8")
-    assert re.search(r"<text[^>]*>pivot</text>", text)
+    assert re.search(r"<text[^>]*>pivot ended</text>", text)
+    assert "read, over 3.00 s: median at first 977 KiB/s, after pivot 38.1 MiB/s." in text
+    rows = "0,1e6,\n0.5,,pivot begins\n1,1e6,\n1.5,,pivot\n2,4e7,\n3,4e7,\n"
+    (path / "live/read.csv").write_text(f"time_s,bytes_per_s,event\n{rows}")
+    text = write_report([path]).read_text(encoding="utf-8")
+    assert re.search(r"<text[^>]*>pivot</text>", text), "a line stands where the switch began"
     assert "read, over 3.00 s: median at first 977 KiB/s, after pivot 38.1 MiB/s." in text
     (path / "live/read.csv").write_text("time_s\nx\n")
     with pytest.raises(InputError, match=r"read\.csv: is no recording of throughput"):

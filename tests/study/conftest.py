@@ -2,9 +2,9 @@ import pytest
 from tests.support.study import LIVE, Command, WatchedBuilder
 
 from chainlift.guest.micro import MicroGuest
-from chainlift.qemu.binary import find_qemu
+from chainlift.qemu.find import find_qemu
 from chainlift.study.build import Bench
-from chainlift.study.plan import parse_plan
+from chainlift.study.plan_file import parse_plan
 from chainlift.study.progress import Silent
 
 

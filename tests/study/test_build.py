@@ -7,7 +7,7 @@ from chainlift.guest.own import OwnImage
 from chainlift.guest.ssh import SshLogin
 from chainlift.qemu.binary import Qemu
 from chainlift.study.build import _guest_kind
-from chainlift.study.plan import GuestPlan
+from chainlift.study.plan_tables import GuestPlan
 
 QEMU = Qemu("none", None, None, None, None, (9, 0, 0), "9.0.0", "path")
 

@@ -2,14 +2,14 @@
 
 import pytest
 
-from chainlift.qemu.binary import find_qemu
-from chainlift.results.stacks import load_stacks
+from chainlift.profiling.stacks import load_stacks
+from chainlift.qemu.find import find_qemu
 from chainlift.results.store import ResultDirectory
+from chainlift.study.build_offline import build_offline
 from chainlift.study.chain_store import ChainDirectory
 from chainlift.study.host_stream import HostStreamProbe
 from chainlift.study.limits import LimitsProbe
-from chainlift.study.offline import build_offline
-from chainlift.study.plan import load_plan, parse_plan
+from chainlift.study.plan_file import load_plan, parse_plan
 from chainlift.study.probe import Setup, probes_of
 from chainlift.study.profile import ProfileProbe
 from chainlift.study.progress import Silent

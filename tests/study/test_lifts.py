@@ -1,5 +1,4 @@
-from chainlift.study.plan import parse_plan
-from chainlift.study.probe import probes_of
+from chainlift.study.plan_file import parse_plan
 from chainlift.study.runner import cells_of
 
 PLAN = """
@@ -22,7 +21,7 @@ size = "64M"
 
 def test_lifts_are_measured_where_the_plan_says_and_there_is_something_to_lift():
     plan = parse_plan(PLAN)
-    cells = cells_of(plan, probes_of(plan))
+    cells = cells_of(plan)
     guests = [(cell.length, cell.lift) for cell in cells if cell.probe.title == "random read"]
-    assert guests == [(1, "none"), (1, "index"), (9, "none"), (9, "index"), (9, "squash")]
+    assert sorted(guests) == [(1, "index"), (1, "none"), (9, "index"), (9, "none"), (9, "squash")]
     assert {(c.length, c.lift) for c in cells if c.probe.title != "random read"} == {*guests, (5, "none")}

@@ -3,8 +3,8 @@ from itertools import pairwise
 import pytest
 
 from chainlift.errors import PlanError
-from chainlift.study.live import written_share
-from chainlift.study.plan import SHIPPED, load_plan, parse_plan, shipped_text
+from chainlift.study.build_live import written_share
+from chainlift.study.plan_file import SHIPPED, load_plan, parse_plan, shipped_text
 from chainlift.study.plan_text import plan_text
 
 SMALL = """
@@ -137,6 +137,12 @@ def test_a_compressed_interval_lasts_until_its_clusters_are_written():
 def test_the_seed_plans_profiles_are_made_on_its_own_chain():
     assert load_plan("seed-profile").chain_key() == load_plan("seed").chain_key()
     assert load_plan("seed-profile").guest == load_plan("seed").guest
+
+
+def test_the_authors_later_tests_share_a_chain():
+    later, caches = load_plan("followup"), load_plan("followup-cache")
+    assert later.chain_key() == caches.chain_key()
+    assert later.guest == caches.guest
 
 
 def test_another_image_in_the_same_place_makes_another_chain(tmp_path):

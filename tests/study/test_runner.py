@@ -1,55 +1,63 @@
 import csv
+import shutil
 import signal
 import subprocess
 from collections import Counter
+from pathlib import Path
 
 import pytest
+from tests.support.json_schemas import valid
+from tests.support.study import OFFLINE
 
+from chainlift._version import __version__
+from chainlift.cost.store import read_parameters
 from chainlift.errors import InputError, PlanError
-from chainlift.qemu.binary import find_qemu
-from chainlift.report import write_report
+from chainlift.qemu.find import find_qemu
+from chainlift.report import document, write_report
 from chainlift.results.metrics import METRICS
-from chainlift.results.store import ResultDirectory
+from chainlift.results.store import PARAMETERS, ResultDirectory
 from chainlift.study.active_layer import ActiveLayers, scratch_directory
+from chainlift.study.cells import cells_of
 from chainlift.study.chain_store import ChainDirectory
 from chainlift.study.guest_probes import fio_metrics
-from chainlift.study.plan import load_plan, parse_plan
+from chainlift.study.plan_file import load_plan, parse_plan
 from chainlift.study.probe import probes_of
 from chainlift.study.progress import Silent
-from chainlift.study.runner import cells_of, run_study
+from chainlift.study.runner import run_study
 
-OFFLINE = """
-name = "offline"
-lengths = [1, 3]
-tests = ["host"]
-repeats = 2
-accelerator = "tcg"
-chains = "{chains}"
-[chain]
-build = "offline"
-length = 3
-size = "256M"
-[chain.workload]
-size = "32M"
-[host_read]
-max_requests = 200
-max_bytes = "16M"
-depths = [1]
-"""
+VULNERABILITIES = "/sys/devices/system/cpu/vulnerabilities"
 
 
-def test_repeats_are_interleaved_over_lengths_and_not_run_in_blocks():
+def test_a_repeat_has_every_cell_once_in_an_order_of_its_own_that_the_seed_decides():
     plan = load_plan("seed")
-    cells = cells_of(plan, probes_of(plan))
-    seen = [(cell.repeat, cell.length) for cell in cells]
-    runs = [key for number, key in enumerate(seen) if number == 0 or seen[number - 1] != key]
-    up = [1, 20, 50, 100, 200, 300]
-    assert runs == [(0, n) for n in up] + [(1, n) for n in reversed(up)] + [(2, n) for n in up]
+    cells = cells_of(plan)
+    assert [cell.repeat for cell in cells] == sorted(cell.repeat for cell in cells)
+    rounds = [[cell.work for cell in cells if cell.repeat == repeat] for repeat in range(3)]
+    assert sorted(rounds[0]) == sorted(rounds[1]) == sorted(rounds[2])
+    assert rounds[0] != rounds[1] != rounds[2]
+    lengths = [cell.length for cell in cells if cell.repeat == 0]
+    assert lengths not in (sorted(lengths), sorted(lengths, reverse=True))
+
+    def order(seed):
+        other = plan.model_copy(update={"seed": seed})
+        return [(cell.repeat, *cell.work) for cell in cells_of(other)]
+
+    assert order(plan.seed) == [(cell.repeat, *cell.work) for cell in cells]
+    assert order(plan.seed + 1) != order(plan.seed)
+
+
+def test_small_host_reads_with_the_fewest_in_flight_are_measured_most_often():
+    plan = load_plan("quick")
+    times = Counter(work[1] for cell in cells_of(plan) for work in cell.work if work[0] == "host")
+    cells = len(plan.lengths) + 2
+    assert times["4k-strided-d1"] == 12 * cells
+    assert times["4k-strided-d32"] == 2 * cells
+    assert times["64k-seq-d1"] == 2 * 4
 
 
 def test_every_sample_that_a_plan_asks_for_is_taken_once():
     plan = load_plan("seed")
-    names = Counter(name for cell in cells_of(plan, probes_of(plan)) for name in cell.sample_names)
+    names = Counter(name for cell in cells_of(plan) for name in cell.sample_names)
     assert set(names.values()) == {1}
     # read, random, six host patterns, stream, two of memory.
     assert len(names) == 6 * 3 * 11
@@ -120,25 +128,76 @@ def test_a_test_that_is_not_there_is_refused():
 
 
 @pytest.mark.integration
+def test_a_study_is_extended_in_its_directory_and_two_at_once_refuse_each_other(tmp_path):
+    text = OFFLINE.format(chains=tmp_path / "chains").replace("repeats = 2", "repeats = 1")
+    first = run_study(parse_plan(text), tmp_path / "out", Silent())
+    before = (tmp_path / "out/samples.jsonl").read_bytes()
+    more = parse_plan(text.replace("repeats = 1", "repeats = 2").replace("[1, 3]", "[1, 2, 3]"))
+    with first.lock(), pytest.raises(InputError, match="another study writes its results there"):
+        run_study(more, tmp_path / "out", Silent())
+    seen = []
+
+    class Watching(Silent):
+        def step(self, done, note=""):
+            with (tmp_path / "out/results.csv").open() as stream:
+                seen.append(len({tuple(row[:7]) for row in csv.reader(stream)}) - 1)
+            seen.append(ResultDirectory(tmp_path / "out").state().is_complete)
+
+    results = run_study(more, tmp_path / "out", Watching())
+    assert (tmp_path / "out/samples.jsonl").read_bytes().startswith(before)
+    assert len(results.samples()) == 3 * 2 * 3
+    assert "repeats = 2" in results.plan_text()
+    assert seen[:-2:2] == list(range(6, 18)), "each sample is in the table before the next is taken"
+    assert not any(seen[1:-2:2])
+    assert results.state().is_complete
+    assert {sample.chainlift for sample in results.samples()} == {__version__}
+    with pytest.raises(InputError, match="holds another plan's results"):
+        run_study(parse_plan(text), tmp_path / "out", Silent())
+
+
+def test_limits_are_of_the_chain_itself():
+    text = OFFLINE.format(chains="x").replace('["host"]', '["limits"]')
+    both = parse_plan(text.replace("repeats = 2", 'repeats = 1\nlift = ["none", "index"]'))
+    assert [cell.lift for cell in cells_of(both)] == ["none"]
+    alone = parse_plan(text.replace("repeats = 2", 'repeats = 1\nlift = ["index"]'))
+    with pytest.raises(PlanError, match=r'"limits" is of the chain itself; add "none" to lift'):
+        probes_of(alone)
+
+
+@pytest.mark.integration
 def test_a_study_that_continues_takes_only_what_is_missing(tmp_path):
     plan = parse_plan(OFFLINE.format(chains=tmp_path / "chains"))
 
     class Interrupting(Silent):
         def step(self, done, note=""):
-            if "at length 3" in note:
+            if done == 3 and "at length" in note:
                 raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         run_study(plan, tmp_path / "out", Interrupting())
     before = (tmp_path / "out/samples.jsonl").read_bytes()
     assert before.count(b"\n") == 3
+    assert (tmp_path / "out/results.csv").exists()
+    warned = document([tmp_path / "out"]).warnings
+    assert any("Incomplete: 3 of 12 measurements are made" in text for text in warned)
     assert [path.name for path in (tmp_path / "chains/scratch").iterdir()] == ["lock"]
     results = run_study(plan, tmp_path / "out", Silent())
     after = (tmp_path / "out/samples.jsonl").read_bytes()
     assert after.startswith(before)
     assert len(results.samples()) == after.count(b"\n") == 2 * 2 * 3
-    assert results.environment().guest is None
+    environment = results.environment()
+    assert environment.guest is None
+    assert environment.qemus[0].has_symbols in (True, False)
+    sums = subprocess.run(["sha256sum", shutil.which("qemu-img")], capture_output=True, text=True, check=True).stdout
+    assert environment.qemus[0].sha256["qemu-img"] == sums.split()[0]
+    assert len(environment.chain_sha256) == 64
+    assert list(environment.mitigations) == sorted(p.name for p in Path(VULNERABILITIES).glob("*"))
+    assert any("perf" in limit for limit in environment.limits) == (shutil.which("perf") is None)
     assert results.environment().qemus[0].accelerator_reason == "no guest boots in this study"
+    # What the model knew when the study began stands beside what was measured, also when it is drawn elsewhere.
+    foreseen = read_parameters(results.path / PARAMETERS)
+    assert {q.label: q.version for q in environment.qemus}.keys() == foreseen.keys()
+    assert "host" in foreseen["host"].origin
     run_study(plan, tmp_path / "out", Silent())
     assert (tmp_path / "out/samples.jsonl").read_bytes() == after
 
@@ -247,6 +306,8 @@ def test_a_measurement_that_was_ended_in_the_middle_continues(number, tmp_path, 
     second = command("study", "run", plan_file, "--out", out, "--json", marker=tmp_path / "chains")
     output, _ = second.process.communicate(timeout=120)
     assert second.process.returncode == 0, output
+    document = output[output.index("{\n") : output.rindex("}") + 1]  # between what standard error says
+    assert valid("study run", document)["runs"]
     assert (out / "samples.jsonl").read_bytes().startswith(before)
     assert len(ResultDirectory(out).samples()) == 5
     assert not list((tmp_path / "chains/scratch").glob("study-*"))

@@ -5,7 +5,7 @@ import struct
 import subprocess
 from pathlib import Path
 
-from chainlift.host.apt import os_release, replace_suite
+from chainlift.host.apt.sources import os_release, replace_suite
 from chainlift.host.cache import cache_dir
 
 PACKAGES = (

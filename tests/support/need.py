@@ -8,6 +8,7 @@ hide that the test never runs.
 from __future__ import annotations
 
 import functools
+import importlib.util
 import os
 import platform
 import shutil
@@ -36,12 +37,15 @@ class Need:
     file: str = "/"
     #: The only kind of machine that will do.
     machine: str | None = None
+    #: Python packages that must be there.
+    modules: tuple[str, ...] = ()
 
     def is_met(self) -> bool:
         return (
             all(map(shutil.which, self.programs))
             and Path(self.file).exists()
             and self.machine in (None, platform.machine())
+            and all(importlib.util.find_spec(module) is not None for module in self.modules)
         )
 
 
@@ -51,22 +55,32 @@ NEEDS = {
     "acl": Need("needs setfacl (package acl) and a file system with access lists", ("setfacl", "getfacl")),
     "apt": Need("needs a Debian host", ("apt-get",)),
     "chromium": Need("needs chromium", ("chromium",)),
+    "clone": Need("needs git and a clone", ("git",), file=str(Path(__file__).parents[2] / ".git")),
     "compiler": Need("needs gcc and binutils", ("gcc", "objcopy", "strip")),
     "cpio": Need("needs cpio to judge", ("cpio",)),
     "debuginfod": Need("needs debuginfod-find (package debuginfod)", ("debuginfod-find",)),
+    "fish": Need("needs fish", ("fish",)),
+    "fleet": Need("needs the extra fleet (distributed, pyarrow)", modules=("distributed", "pyarrow")),
     "glibc": Need("needs an x86-64 host with glibc", file="/lib64/ld-linux-x86-64.so.2"),
     "holes": Need("needs a file system that tells where its holes are"),
     "io_uring": Need("needs a kernel that lets QEMU use io_uring"),
+    "latex": Need("needs a LaTeX", ("lualatex",)),
     "labels": Need("needs a file system that keeps security labels"),
     "libvirt": Need("needs libvirtd and virsh", ("libvirtd", "virsh")),
+    "pools": Need("needs libvirt's driver for storage pools (libvirt-daemon-driver-storage)"),
     "loop": Need("needs a loop device, and root to mount it (or sudo)"),
     "partitions": Need("needs a kernel that makes partitions of loop devices"),
+    "man": Need("needs groff and mandoc to judge", ("groff", "mandoc")),
     "mount": Need("needs root to mount a file system (or sudo)"),
+    "fuse": Need("needs a FUSE that QEMU may mount"),
     "perf": Need("needs perf (package linux-perf)", ("perf",)),
+    "reachable": Need("needs a clone that other users can enter: not below /root"),
     "releases": Need("needs QEMU of other Debian releases (chainlift qemu add)"),
     "root": Need("needs root"),
+    "reverts": Need("needs a libvirt that reverts to external snapshots (9.9 or newer)"),
     "stripped": Need("needs a QEMU that came without its symbols"),
     "systemd": Need("needs systemd-analyze", ("systemd-analyze",)),
+    "zsh": Need("needs zsh", ("zsh",)),
     "x86-64": Need("needs x86-64: the harness knows its registers alone", machine="x86_64"),
 }
 

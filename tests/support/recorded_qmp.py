@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from chainlift.errors import QemuError
 from chainlift.lift.live.disks import list_disks, list_iothreads
-from chainlift.lift.live.graph import read_graph
-from chainlift.lift.live.peer import Peer
+from chainlift.lift.live.graph import query_graph
+from chainlift.lift.live.seen_process import SeenProcess
 from chainlift.qcow2.writer import write_image
-from chainlift.qemu.binary import find_qemu
+from chainlift.qemu.find import find_qemu
 from chainlift.qemu.monitor import Monitor
 from chainlift.qemu.process import QemuProcess
 
@@ -112,7 +112,7 @@ def record(spec: str) -> Path:
             monitor.execute("block-export-add", type="nbd", id="exp0", node_name="disk2", name="disk")
             monitor.execute("block-stream", {"job-id": "job0", "device": "disk2", "speed": 1})
             recorder = _Recorder(monitor)
-            list_disks(recorder, read_graph(recorder), Peer(None, None))
+            list_disks(recorder, query_graph(recorder), SeenProcess(None, None))
             list_iothreads(recorder)
             states["disks"] = recorder.answers
             _pivot(monitor, directory)
@@ -159,7 +159,7 @@ def _machine(directory: Path) -> list[str]:
 def _pivot(monitor: Monitor, directory: Path) -> None:
     """Put disk0 on the squash, with its old chain under the hold, and somebody else's node over the base."""
     squash = {"driver": "file", "filename": f"{directory}/squash0.qcow2"}
-    graph = read_graph(monitor)
+    graph = query_graph(monitor)
     monitor.execute("blockdev-add", {"driver": "qcow2", "node-name": NEW, "read-only": True, "file": squash})
     monitor.execute("blockdev-add", {"driver": "raw", "node-name": HOLD, "read-only": True, "file": "layer2"})
     base = graph.backing_chain("disk0")[-1]

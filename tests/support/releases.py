@@ -14,7 +14,7 @@ import pytest
 from tests.support.need import VARIABLE, required
 
 from chainlift.errors import InputError, MissingToolError
-from chainlift.qemu.binary import find_qemu
+from chainlift.qemu.find import find_qemu
 from chainlift.qemu.releases import added_releases
 
 if TYPE_CHECKING:

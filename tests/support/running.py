@@ -64,6 +64,21 @@ class Qmp:
         self._socket.close()
 
 
+def connected(path: Path, process: subprocess.Popen[bytes]) -> Qmp:
+    """Connect to the monitor of a QEMU that is starting.
+
+    :raise ConnectionError: if it ends instead, or takes too long.
+    """
+    end = time.monotonic() + _START_S
+    while True:
+        try:
+            return Qmp(path)
+        except OSError:
+            if process.poll() is not None or time.monotonic() > end:
+                raise ConnectionError("QEMU does not start") from None
+            time.sleep(0.002)
+
+
 class Running:
     """A QEMU with one disk; what its client writes, it flushes.
 
@@ -125,14 +140,10 @@ class Running:
         return parts
 
     def _connect(self) -> Qmp:
-        end = time.monotonic() + _START_S
-        while True:
-            try:
-                return Qmp(self._place / "own")
-            except OSError:
-                if self._process.poll() is not None or time.monotonic() > end:
-                    raise ConnectionError(f"QEMU does not start: {self.said()}") from None
-                time.sleep(0.002)
+        try:
+            return connected(self._place / "own", self._process)
+        except ConnectionError as error:
+            raise ConnectionError(f"{error}: {self.said()}") from None
 
     @property
     def pid(self) -> int:

@@ -8,8 +8,15 @@ import os
 import stat
 import subprocess
 import tempfile
+import time
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from chainlift.lift.neighbours.locks import is_open_in_qemu
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 def run(*argv: object, cwd: Path | None = None, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -84,3 +91,19 @@ def everything(directory: Path) -> dict[str, tuple[str, int, int, int]]:
             what = stat.filemode(status.st_mode)[0]
         found[str(path.relative_to(directory))] = (what, stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid)
     return found
+
+
+@contextmanager
+def opened_by_qemu_io(path: Path, *options: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Have a QEMU hold an image open, for writing unless ``-r`` is among the options."""
+    command = ["qemu-io", *options, "-f", "qcow2", str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
+        try:
+            deadline = time.monotonic() + 20
+            while not is_open_in_qemu(path) and time.monotonic() < deadline:
+                time.sleep(0.005)
+            yield process
+        finally:
+            assert process.stdin is not None
+            process.stdin.close()
+            process.wait(20)

@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from chainlift.study.live import LiveBuilder
+from chainlift.study.build_live import LiveBuilder
 
 LIVE = """
 name = "live"
@@ -31,6 +31,26 @@ size = "32M"
 [host_read]
 max_requests = 500
 max_bytes = "32M"
+depths = [1]
+"""
+
+#: A chain without a guest, read without one.
+OFFLINE = """
+name = "offline"
+lengths = [1, 3]
+tests = ["host"]
+repeats = 2
+accelerator = "tcg"
+chains = "{chains}"
+[chain]
+build = "offline"
+length = 3
+size = "256M"
+[chain.workload]
+size = "32M"
+[host_read]
+max_requests = 200
+max_bytes = "16M"
 depths = [1]
 """
 

@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 TRACEBACK, KILLED, TOO_LONG = 70, 71, 72
 
 
+#: What verbs import when they need it.
+_LIBRARIES = ("rich.console", "rich.progress", "rich.table")
+
+
 @dataclass(frozen=True)
 class Said:
     """How a verb ended."""
@@ -79,6 +83,10 @@ class Verbs:
         :param cwd: the directory in which it runs; None: where we are.
         :param user: run it as this user, with no other rights.
         """
+        if user is not None and not _others_can_enter():
+            from tests.support.need import missing
+
+            missing("reachable")
         texts = tuple(os.fspath(each) if isinstance(each, os.PathLike) else str(each) for each in arguments)
         request = {
             "arguments": texts,
@@ -112,8 +120,16 @@ class Verbs:
         self.close()
 
 
-def _import_everything() -> None:
+def _others_can_enter() -> bool:
+    """Whether users who have no rights of ours can read this clone, and what it was installed into."""
+    places = [Path(__file__), Path(sys.executable)]
+    return all(parent.stat().st_mode & 0o001 for place in places for parent in place.parents)
 
+
+def _import_everything() -> None:
+    """Import all that a verb may: who becomes another user may not be able to read it any more."""
+    for name in _LIBRARIES:
+        importlib.import_module(name)
     for room in ("cli", "lift", "chain", "qcow2", "qemu"):
         package = importlib.import_module(f"chainlift.{room}")
         for module in pkgutil.walk_packages(package.__path__, f"chainlift.{room}."):
@@ -150,11 +166,12 @@ def _run(request: dict[str, Any]) -> NoReturn:
         _redirect(request)
         os.environ.update(request["environment"])
         os.umask(request["umask"])
+        # Before another user's rights are taken: the clone may lie in root's home.
+        os.chdir(request["cwd"])
         if request["user"] is not None:
             os.setgroups([])
             os.setgid(request["user"])
             os.setuid(request["user"])
-        os.chdir(request["cwd"])
         status = _call(request["arguments"])
     except BaseException:  # noqa: BLE001 - told as what it is
         traceback.print_exc()

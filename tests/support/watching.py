@@ -8,9 +8,9 @@ import time
 from threading import Thread
 from typing import TYPE_CHECKING
 
-from chainlift.lift.live.watching.service import Settings, Watch
-from chainlift.lift.live.watching.visit import Rules
-from chainlift.qemu.binary import find_qemu
+from chainlift.lift.watching.service import Settings, Watch
+from chainlift.lift.watching.visit import Rules
+from chainlift.qemu.find import find_qemu
 from chainlift.qemu.monitor import Monitor
 from chainlift.qemu.process import QemuProcess
 
@@ -29,7 +29,10 @@ def wait_for(condition: Callable[[], object], seconds: float = 120.0) -> None:
 def rules(state: Path, *, max_length: int = 5, timeout_s: float | None = None, **more) -> Rules:
     state.mkdir(exist_ok=True)
     qemu = find_qemu(need=["storage-daemon"])
-    return Rules(max_length, more.pop("copy_budget_bytes", None), timeout_s, state, more.pop("qemu", qemu))
+    return Rules(
+        max_length, more.pop("copy_budget_bytes", None), timeout_s, state, more.pop("qemu", qemu),
+        policy=more.pop("policy", None),
+    )  # fmt: skip
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from chainlift.chain.linear import ExtentsFile
 from chainlift.chain.names import plain_name
 from chainlift.chain.opening import open_intact, probe_format
 from chainlift.chain.policy import ChainPolicy
-from chainlift.chain.summary import summarize
+from chainlift.chain.summarize import summarize
 from chainlift.errors import ChainliftError, ImageError
 from chainlift.qcow2.file import ImageFile
 from chainlift.qcow2.image import read_header
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from chainlift.chain.layer import Layer
     from chainlift.chain.names import Reference
+    from chainlift.chain.opening import Cut
     from chainlift.chain.summary import ChainSummary
 
 #: Files of a lift, as chainlift names them.
@@ -65,17 +66,27 @@ def inspect_chain(
     """
     chain, cut = open_intact(path, policy, format=format)
     with chain:
-        broken = None if cut is None else (_at_end(chain, cut.reference, cut.error, policy), cut.error)
-        layers = chain.layers
-        while True:
-            try:
-                return summarize(Chain(layers)), broken
-            except ImageError as error:
-                depth = _depth_of(layers, error)
-                if not depth:
-                    raise
-                broken = _inside(chain, depth, error), error
-                layers = layers[:depth]
+        return summarize_intact(chain, cut, policy)
+
+
+def summarize_intact(
+    chain: Chain, cut: Cut | None, policy: ChainPolicy = _DEFAULT_POLICY
+) -> tuple[ChainSummary, tuple[Broken, ChainliftError] | None]:
+    """Summarize what :func:`~chainlift.chain.opening.open_intact` has opened; see :func:`inspect_chain`.
+
+    :raise ImageError: if the image itself cannot be read.
+    """
+    broken = None if cut is None else (_at_end(chain, cut.reference, cut.error, policy), cut.error)
+    layers = chain.layers
+    while True:
+        try:
+            return summarize(Chain(layers)), broken
+        except ImageError as error:
+            depth = _depth_of(layers, error)
+            if not depth:
+                raise
+            broken = _inside(chain, depth, error), error
+            layers = layers[:depth]
 
 
 def _depth_of(layers: tuple[Layer, ...], error: ImageError) -> int | None:

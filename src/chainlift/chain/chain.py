@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
 from chainlift.chain.resolve import Resolver
 from chainlift.errors import InputError
+from chainlift.host.closing import Closing
 from chainlift.qcow2.layout import Kind
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from types import TracebackType
 
     from numpy.typing import NDArray
 
@@ -24,17 +25,18 @@ if TYPE_CHECKING:
 _RAW_GRANULARITY = 65536
 
 
-class Chain:
+class Chain(Closing):
     """A chain of layers; made by :func:`~chainlift.chain.opening.open_chain`.
 
     :param layers: the active layer first, the base last, as qemu-img counts depth.
     """
 
     def __init__(self, layers: tuple[Layer, ...]) -> None:
-        self.layers = layers
+        #: The active layer first, the base last.
+        self.layers: tuple[Layer, ...] = layers
         units = [layer.unit_size for layer in layers if layer.unit_size is not None]
         #: Bytes in a granule of a window: the smallest cluster or subcluster of any layer.
-        self.granularity = min(units, default=_RAW_GRANULARITY)
+        self.granularity: int = min(units, default=_RAW_GRANULARITY)
         sizes = np.array([layer.virtual_size for layer in layers], dtype=np.int64)
         #: How much of each layer can be seen from the top, in bytes from its start: no layer is seen past the end of
         #: a shorter one above it. int64, never increasing.
@@ -44,11 +46,6 @@ class Chain:
     def __enter__(self) -> Self:
         self.require_open()
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close every file; what the layers say of themselves stays, but nothing can be read any more."""
@@ -65,6 +62,25 @@ class Chain:
         if self._is_closed:
             raise InputError("is closed", path=self.layers[0].path, hint="read a chain before its 'with' block ends")
 
+    def find_layer(self, name: str | os.PathLike[str]) -> int:
+        """Return the number of the layer that a person means: by a path, or by the name that its file has.
+
+        A file that is there and is no layer is not taken for one of the same name.
+
+        :param name: of the layer.
+        :return: 0: the active layer.
+        :raise InputError: if it is none of the chain, or several have the name.
+        """
+        wanted = os.path.realpath(name)
+        found = [number for number, layer in enumerate(self.layers) if os.path.realpath(layer.path) == wanted]
+        if not found and not os.path.lexists(name):
+            paths = [os.path.basename(layer.path) for layer in self.layers]  # noqa: PTH119
+            found = [number for number, path in enumerate(paths) if path == os.fspath(name)]
+        if len(found) != 1:
+            what = "is the name of several layers of the chain" if found else "is no layer of the chain"
+            raise InputError(what, path=name, hint="name one by its path: chainlift inspect --all lists them")
+        return found[0]
+
     @property
     def length(self) -> int:
         """Layers over the base, as snapshots are counted."""
@@ -79,6 +95,11 @@ class Chain:
         self, start: int = 0, end: int | None = None, *, digests: Sequence[TablesDigest] | None = None
     ) -> Iterator[Window]:
         """Resolve the chain: yield windows that cover the disk (or a part of it) without gaps, in ascending order.
+
+        >>> with open_chain("disk.qcow2") as chain:
+        ...     for window in chain.resolve(0, 65536):
+        ...         print(window.start, window.length, chain.layers[int(window.layer[0])].path)
+        0 65536 layer0.qcow2
 
         :param start: guest offset in bytes, rounded down to a granule.
         :param end: guest offset in bytes, rounded up to a granule; None: the disk's end.
@@ -101,6 +122,7 @@ class Chain:
 
         :param offset: in bytes.
         :param length: in bytes.
+        :return: just so many bytes.
         :raise InputError: if the range is not on the disk, or the chain is closed.
         :raise ImageError: if a layer is malformed or encrypted.
         """

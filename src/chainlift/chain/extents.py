@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from chainlift.errors import ImageError, one_line
-from chainlift.qcow2.columns import Columns
+from chainlift.qcow2.columns import Spans
 from chainlift.qcow2.layout import CryptMethod, Kind
 from chainlift.qcow2.refcounts import has_preallocated_metadata
 
@@ -33,11 +33,9 @@ _NEVER = np.iinfo(np.int64).max
 
 
 @dataclass(frozen=True)
-class MapEntries(Columns):
+class MapEntries(Spans):
     """Pieces of the disk, each all alike, in ascending order. Offsets and lengths are in bytes."""
 
-    start: NDArray[np.int64]
-    length: NDArray[np.int64]
     #: The layer that the answer comes from, 0 the active one.
     depth: NDArray[np.int64]
     #: Whether a layer says something; where none does, ``depth`` is the last that was asked.

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
+from chainlift import facts
+from chainlift.chain.finding import Finding
+from chainlift.chain.libvirt_limits import near_limit
 from chainlift.qcow2.layout import Compatible, CryptMethod, Incompatible
-from chainlift.units import format_bytes
+from chainlift.units import counted, format_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -16,23 +18,8 @@ if TYPE_CHECKING:
     from chainlift.chain.layer import Layer
     from chainlift.chain.summary import LayerSummary
 
-#: Layers over the base with which QEMU 10.0 still read a chain; it overflowed a coroutine's stack at 867.
-LONGEST_READABLE = 866
 #: From here on reading is slower by more than half (docs: what a long chain costs).
 _LONG = 100
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line."""
-
-    level: Literal["note", "warning", "problem"]
-    #: What is the case.
-    what: str
-    #: What to do; empty where nothing needs to be done.
-    action: str
-    #: The layers concerned, by depth.
-    depths: tuple[int, ...] = ()
 
 
 def find_all(chain: Chain, layers: Sequence[LayerSummary]) -> Iterator[Finding]:
@@ -87,7 +74,7 @@ def _lifted(chain: Chain, layers: Sequence[LayerSummary]) -> Iterator[Finding]: 
         if layer.extents:
             yield Finding(
                 "note",
-                f"an index that points into {layer.extents - 1} files: none of them may be changed",
+                f"an index that points into {counted(layer.extents - 1, 'file')}: nobody may change what is in there",
                 f"chainlift verify {_quoted(chain.layers[0])}",
                 (depth,),
             )
@@ -132,10 +119,11 @@ def _sizes(chain: Chain, layers: Sequence[LayerSummary]) -> Iterator[Finding]:
 
 
 def _length(chain: Chain, layers: Sequence[LayerSummary]) -> Iterator[Finding]:  # noqa: ARG001
-    if chain.length > LONGEST_READABLE:
+    if chain.length > facts.LONGEST_READ.least:
         yield Finding(
             "problem",
-            f"{chain.length} layers: QEMU releases of today crash when they read through more than 866 to 1,089",
+            f"{chain.length} layers: QEMU releases of today crash when they read through more than "
+            f"{facts.LONGEST_READ.least} to {max(value for _, value in facts.LONGEST_READ.values):,}",
             f"before a guest starts on it: chainlift plan {_quoted(chain.layers[0])}",
         )
     elif chain.length >= _LONG:
@@ -143,6 +131,16 @@ def _length(chain: Chain, layers: Sequence[LayerSummary]) -> Iterator[Finding]: 
             "warning",
             f"{chain.length} layers make every read slow",
             f"what a lift would take off: chainlift plan {_quoted(chain.layers[0])}",
+        )
+
+
+def _libvirt(chain: Chain, layers: Sequence[LayerSummary]) -> Iterator[Finding]:  # noqa: ARG001
+    if (limit := near_limit(chain.layers)) is not None:
+        path = _quoted(chain.layers[0])
+        yield Finding(
+            "warning",
+            limit.describe(),
+            f"for a disk of libvirt's: chainlift squash {path}, or with --libvirt DOMAIN while it runs",
         )
 
 
@@ -166,4 +164,4 @@ def _extras(chain: Chain, layers: Sequence[LayerSummary]) -> Iterator[Finding]:
         yield Finding("note", "dirty bitmaps", "", with_bitmaps)
 
 
-_RULES = (_flags, _lifted, _length, _formats, _in_use, _sizes, _weight, _extras)
+_RULES = (_flags, _lifted, _length, _libvirt, _formats, _in_use, _sizes, _weight, _extras)

@@ -1,6 +1,6 @@
 """Files laid end to end as one: the linear space that a VMDK descriptor of FLAT extents describes.
 
-Only the descriptors that chainlift writes are understood (:mod:`chainlift.lift.build.descriptor`); the grammar is
+Only the descriptors that chainlift writes are understood (:mod:`chainlift.chain.descriptor`); the grammar is
 that of vmdk_parse_extents() in QEMU's block/vmdk.c, without its other kinds.
 """
 

@@ -110,7 +110,7 @@ def _describe(reference: Reference) -> dict[str, Any]:
     if reference.format is not None:
         options["driver"] = reference.format
     if reference.is_descriptor:
-        # As chainlift.lift.build.descriptor.backing_name(): no node that could be written through.
+        # As chainlift.lift.record.pointer.backing_name(): no node that could be written through.
         inner = {"driver": "file", "read-only": True, "filename": _absolute(reference.path)}
         options |= {"read-only": True, "file": {"driver": "vmdk", "read-only": True, "file": inner}}
     else:

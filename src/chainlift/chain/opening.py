@@ -13,6 +13,7 @@ from chainlift.chain.policy import ChainPolicy
 from chainlift.errors import ChainliftError, ImageError, PolicyError
 from chainlift.qcow2.file import ImageFile
 from chainlift.qcow2.image import Image, read_header
+from chainlift.units import counted
 
 _DEFAULT_POLICY = ChainPolicy()
 
@@ -43,8 +44,9 @@ def open_chain(
 ) -> Chain:
     """Open an image and all that lies below it, for reading. No QEMU is used and nothing is ever written.
 
-    >>> with open_chain("active.qcow2") as chain:
-    ...     print(chain.length, chain.virtual_size)
+    >>> with open_chain("disk.qcow2") as chain:
+    ...     print(chain.length, chain.virtual_size, chain.layers[-1].path)
+    4 4194304 layer0.qcow2
 
     :param path: the active layer, as a person names it: if no file has the name, a ``json:`` name is understood too.
         Or a reference, from :func:`~chainlift.chain.names.parse_name`: a name out of a header is no person's.
@@ -107,7 +109,7 @@ def open_intact(
 
 def _open_next(layers: list[Layer], reference: Reference, seen: set[tuple[int, ...]], policy: ChainPolicy) -> Layer:
     if len(layers) > policy.max_depth:
-        raise PolicyError(f"has more than {policy.max_depth} layers over its base", path=layers[0].path)
+        raise PolicyError(f"has more than {counted(policy.max_depth, 'layer')} over its base", path=layers[0].path)
     layer = _open_layer(reference, policy)
     if layer.file.identity in seen:
         raise PolicyError("is its own backing file: the chain is a loop", path=layer.path)

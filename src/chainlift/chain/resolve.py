@@ -8,11 +8,11 @@ table is further on. Memory is that of a window, whatever the disk's size and th
 from __future__ import annotations
 
 from bisect import bisect_right
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from chainlift.chain.canvas import Canvas
+from chainlift.chain.partial_window import PartialWindow
 from chainlift.chain.window import Window
 from chainlift.errors import ImageError
 from chainlift.qcow2.layout import SECTOR_SIZE, Kind
@@ -23,8 +23,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from chainlift.chain.chain import Chain
-    from chainlift.chain.digest import TablesDigest
+    from chainlift.chain.layer import Layer
     from chainlift.qcow2.image import Image
 
 #: Granules in a window: 18 bytes each.
@@ -32,6 +31,28 @@ WINDOW_GRANULES = 1 << 20
 #: L2 tables of a layer whose places are remembered: 16 bytes each.
 _TABLES_AHEAD = 512
 _NEVER = np.iinfo(np.int64).max
+
+
+class Taker(Protocol):
+    """What takes in what a layer's tables say."""
+
+    def add(self, mapping: Mapping) -> None:
+        """Take in what some tables say, in ascending order; where windows overlap, some of it twice."""
+
+
+class Layers(Protocol):
+    """What of a :class:`~chainlift.chain.chain.Chain` is resolved."""
+
+    layers: tuple[Layer, ...]
+    granularity: int
+    visible_sizes: NDArray[np.int64]
+
+    @property
+    def virtual_size(self) -> int:
+        """Bytes of the disk that a guest sees."""
+
+    def require_open(self) -> None:
+        """Refuse to go on with files that were closed."""
 
 
 class Resolver:
@@ -44,7 +65,7 @@ class Resolver:
     """
 
     def __init__(
-        self, chain: Chain, tally: NDArray[np.int64] | None = None, digests: Sequence[TablesDigest] | None = None
+        self, chain: Layers, tally: NDArray[np.int64] | None = None, digests: Sequence[Taker] | None = None
     ) -> None:
         self._chain = chain
         self._layers = chain.layers
@@ -92,6 +113,7 @@ class Resolver:
                 stop = min(nearest, end, cut)
                 yield self._without_tables(position, stop)
             else:
+                stop = min(stop, self._tables_end(stop))
                 yield self._resolve(position, stop, granule)
             position = stop
 
@@ -117,6 +139,15 @@ class Resolver:
             tables = self._tables[index]
             self._next_table[index] = _NEVER if tables is None else tables.next_at(position)
 
+    def _tables_end(self, stop: int) -> int:
+        """Return where the last table before ``stop`` ends: most of a disk may have none, and costs nothing then."""
+        ends = [
+            tables.end_before(stop)
+            for index in (self._next_table < stop).nonzero()[0].tolist()
+            if (tables := self._tables[index]) is not None
+        ]
+        return max(ends, default=stop)
+
     def _without_tables(self, start: int, stop: int) -> Window:
         depth = len(self._layers) - 1
         is_raw = self._layers[depth].image is None and self._limits[depth] > start
@@ -131,39 +162,39 @@ class Resolver:
         )
 
     def _resolve(self, start: int, stop: int, granule: int) -> Window:
-        canvas = Canvas(start, stop, granule)
+        partial = PartialWindow(start, stop, granule)
         # Layers that are alike are decoded together: many have but a few entries each.
         batch: list[tuple[int, Entries]] = []
         size = 0  # of the batch, in granules
-        shown, alike = self._size, None
+        shown, key = self._size, None
 
         def is_needless(tables: Tables) -> bool:
-            self._paint(canvas, batch)
-            canvas.close_from(self._limits[tables.number])
+            self._fill(partial, batch)
+            partial.close_from(self._limits[tables.number])
             span = tables.image.table_span
             return not self._reads_all and all(
-                canvas.is_hidden(first, first + span) for first in (tables.l1_index * span).tolist()
+                partial.is_hidden(first, first + span) for first in (tables.l1_index * span).tolist()
             )
 
-        for index, entries in self._reader.read(self._wanted(canvas, start, stop), is_needless):
+        for index, entries in self._reader.read(self._wanted(partial, start, stop), is_needless):
             image, limit = entries.image, self._limits[index]
-            if limit != shown or image.alike != alike or alike is None or size >= min(canvas.remaining, BATCH_UNITS):
-                self._paint(canvas, batch)
-                size, shown, alike = 0, limit, image.alike
-                canvas.close_from(limit)
-                if not canvas.remaining and not self._reads_all:
+            if limit != shown or image.batch_key != key or key is None or size >= min(partial.remaining, BATCH_UNITS):
+                self._fill(partial, batch)
+                size, shown, key = 0, limit, image.batch_key
+                partial.close_from(limit)
+                if not partial.remaining and not self._reads_all:
                     break
             batch.append((index, entries))
             size += len(entries.cluster) * (image.header.cluster_size // granule)
-        self._paint(canvas, batch)
+        self._fill(partial, batch)
         depth = len(self._layers) - 1
         if self._layers[depth].image is None:
-            canvas.close_from(self._limits[depth])
-            canvas.fill_raw(depth)
-        return canvas.window
+            partial.close_from(self._limits[depth])
+            partial.fill_raw(depth)
+        return partial.window
 
-    def _wanted(self, canvas: Canvas, start: int, stop: int) -> Iterator[Tables]:
-        """Yield the tables to read, from the top down; the canvas may meanwhile lag behind by some layers."""
+    def _wanted(self, partial: PartialWindow, start: int, stop: int) -> Iterator[Tables]:
+        """Yield the tables to read, from the top down; the window may meanwhile lag behind by some layers."""
         for index in (self._next_table < stop).nonzero()[0].tolist():
             image, ahead = self._layers[index].image, self._tables[index]
             assert image is not None
@@ -172,47 +203,47 @@ class Resolver:
             tables, offsets = ahead.between(start, end)
             if self._tally is not None:
                 self._count_tables(index, tables, start)
-            if canvas.has_closed_bucket and not self._reads_all:
-                seen = canvas.has_open(tables * image.table_span, image.table_span)
+            if partial.has_closed_bucket and not self._reads_all:
+                seen = partial.has_open(tables * image.table_span, image.table_span)
                 tables, offsets = tables[seen], offsets[seen]
             if len(tables):
                 yield Tables(index, image, tables, offsets, start, end)
 
-    def _paint(self, canvas: Canvas, batch: list[tuple[int, Entries]]) -> None:
-        """Bring a batch onto the canvas, and empty it."""
+    def _fill(self, partial: PartialWindow, batch: list[tuple[int, Entries]]) -> None:
+        """Bring a batch into the window, and empty it."""
         if batch:
             try:
                 mapping = decode([entries for _, entries in batch])
             except ImageError:
                 if self._reads_all:
                     raise
-                self._paint_what_is_seen(canvas, batch)
+                self._fill_what_is_seen(partial, batch)
             else:
-                self._paint_decoded(canvas, batch, mapping)
+                self._fill_decoded(partial, batch, mapping)
             batch.clear()
 
-    def _paint_what_is_seen(self, canvas: Canvas, batch: list[tuple[int, Entries]]) -> None:
+    def _fill_what_is_seen(self, partial: PartialWindow, batch: list[tuple[int, Entries]]) -> None:
         # QEMU does not look at what other layers hide, malformed or not.
         for index, entries in batch:
-            seen = canvas.without_hidden(entries)
+            seen = partial.without_hidden(entries)
             if len(seen.cluster):
-                self._paint_decoded(canvas, [(index, seen)], decode([seen]))
+                self._fill_decoded(partial, [(index, seen)], decode([seen]))
 
-    def _paint_decoded(self, canvas: Canvas, batch: list[tuple[int, Entries]], mapping: Mapping) -> None:
+    def _fill_decoded(self, partial: PartialWindow, batch: list[tuple[int, Entries]], mapping: Mapping) -> None:
         index, image = batch[-1][0], batch[-1][1].image
         if batch[0][0] == index:
             layer = np.full(len(mapping), index)
         else:  # of several, which are alike and have a unit for each entry
             layer = np.repeat([part for part, _ in batch], [len(entries.cluster) for _, entries in batch])
         if self._tally is not None:
-            self._count(layer, mapping, image, canvas.window.start)
+            self._count(layer, mapping, image, partial.window.start)
         if self._digests is not None:
             first = 0
             for part, count in zip(*(column.tolist() for column in np.unique(layer, return_counts=True)), strict=True):
                 self._digests[part].add(mapping.take(slice(first, first + count)))
                 first += count
-        if canvas.remaining:
-            canvas.paint(layer, mapping, image.header.subcluster_size, self._limits[index + 1])
+        if partial.remaining:
+            partial.fill(layer, mapping, image.header.subcluster_size, self._limits[index + 1])
 
     def _count_tables(self, index: int, tables: NDArray[np.int64], start: int) -> None:
         # A table that began in the window before was counted there; so was a unit.
@@ -251,6 +282,14 @@ class _TablesAhead:
                 return _NEVER
             place = 0
         return max(position, int(self._index[place]) * self._span)
+
+    def end_before(self, stop: int) -> int:
+        """Return the guest offset at which the last table ends that begins before ``stop``; ``stop`` if not known."""
+        last = -(-stop // self._span)
+        if last > self._known_to < self._image.header.l1_size:
+            return stop
+        place = int(self._index.searchsorted(last))
+        return (int(self._index[place - 1]) + 1) * self._span if place else 0
 
     def between(self, start: int, stop: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the L1 indexes that have a table for a span of the disk, and where the tables are."""

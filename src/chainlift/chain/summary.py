@@ -5,18 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from chainlift.chain.findings import Finding, find_all
-from chainlift.chain.resolve import Resolver
-from chainlift.qcow2.bitmaps import Bitmap, list_bitmaps
-from chainlift.qcow2.layout import Kind
-from chainlift.qcow2.snapshots import InternalSnapshot, list_snapshots
-
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from chainlift.chain.chain import Chain
+    from chainlift.chain.finding import Finding
+    from chainlift.qcow2.bitmaps import Bitmap
+    from chainlift.qcow2.snapshots import InternalSnapshot
 
 #: DEFAULT_L2_CACHE_MAX_SIZE in QEMU's block/qcow2.h.
 _L2_CACHE_MAX_BYTES = 32 << 20
@@ -47,10 +39,15 @@ class LayerSummary:
     disk_bytes: int
     #: Disk content that is read from here.
     visible_bytes: int
+    #: The part of it that is stored compressed.
+    visible_compressed_bytes: int
     #: Zeros that are read from here, because it says so.
     visible_zero_bytes: int
     #: Disk content that is stored here and cannot be read from the top.
     shadowed_bytes: int
+    #: What deleting the layer would free once the one above it has what it needs of it, if no other image stands on
+    #: it; None for the active layer, and where that cannot be told.
+    frees_bytes: int | None
     #: L2 tables, each a cluster.
     l2_tables: int
     #: What QEMU's L2 cache of this layer holds after the whole disk was read, with default settings.
@@ -60,6 +57,13 @@ class LayerSummary:
     in_use: bool
     snapshots: tuple[InternalSnapshot, ...]
     bitmaps: tuple[Bitmap, ...]
+    #: ``zlib`` or ``zstd``: what its compressed clusters are; None for a raw layer.
+    compression: str | None
+    #: Files that QEMU opens for it: one, two with an external data file, or an index's own and the layers' below it.
+    files: int
+    #: How many files it points into, where it is an index made by a lift; else 0.
+    extents: int
+    is_encrypted: bool
 
     @property
     def visible_clusters(self) -> float:
@@ -85,6 +89,13 @@ class ChainSummary:
     answered_bytes: tuple[int, ...]
     #: ... and those whose search ends there without one, as nothing is below: they read as zeros.
     unanswered_bytes: tuple[int, ...]
+    #: For each depth the pieces, as long as they can be, whose search comes so far: a read that has several in it is
+    #: cut into them.
+    entered_runs: tuple[int, ...]
+    #: For each depth the pieces of data, one after the other on the disk and in the file, that are read from there.
+    answered_runs: tuple[int, ...]
+    #: Bytes in the smallest piece that any layer can have.
+    granularity: int
     findings: tuple[Finding, ...]
 
     @property
@@ -112,73 +123,3 @@ class ChainSummary:
         """How many layers a read of the disk falls through, on average over all bytes."""
         reached = [a + b for a, b in zip(self.answered_bytes, self.unanswered_bytes, strict=True)]
         return sum(depth * count for depth, count in enumerate(reached)) / max(1, self.virtual_size)
-
-
-def summarize(chain: Chain) -> ChainSummary:
-    """Read every L2 table of every layer once and say what a person should know.
-
-    :raise ImageError: if a table is malformed.
-    """
-    tally = np.zeros((len(chain.layers), len(Kind)), dtype=np.int64)
-    resolver = Resolver(chain, tally)
-    visible = np.zeros((len(chain.layers), len(Kind)), dtype=np.int64)
-    unanswered = np.zeros(len(chain.layers), dtype=np.int64)
-    for window in resolver.windows(0, chain.virtual_size):
-        lengths = window.lengths()
-        owned = window.layer >= 0
-        place = window.layer[owned].astype(np.int64) * len(Kind) + window.kind[owned]
-        # Weights are summed as floats: exact up to 2^53 bytes.
-        visible += np.bincount(place, lengths[owned], visible.size).astype(np.int64).reshape(visible.shape)
-        if not owned.all():
-            depth = chain.fall_depth(window.guest_offsets()[~owned])
-            unanswered += np.bincount(depth, lengths[~owned], len(unanswered)).astype(np.int64)
-    resolver.tally_beyond(chain.virtual_size)
-    layers = tuple(
-        _summarize_layer(chain, depth, tally[depth], visible[depth], int(resolver.table_count[depth]))
-        for depth in range(len(chain.layers))
-    )
-    return ChainSummary(
-        path=chain.layers[0].path,
-        length=chain.length,
-        virtual_size=chain.virtual_size,
-        layers=layers,
-        answered_bytes=tuple(visible.sum(axis=1).tolist()),
-        unanswered_bytes=tuple(unanswered.tolist()),
-        findings=tuple(find_all(chain, layers)),
-    )
-
-
-def _summarize_layer(
-    chain: Chain, depth: int, tally: NDArray[np.int64], visible: NDArray[np.int64], l2_tables: int
-) -> LayerSummary:
-    layer = chain.layers[depth]
-    seen = int(visible[Kind.DATA] + visible[Kind.COMPRESSED])
-    disk_bytes = layer.file.allocated_bytes
-    if layer.image is None:
-        stored, cache = min(layer.file.size, disk_bytes), 0
-    else:
-        header = layer.image.header
-        stored = int(tally[Kind.DATA] + tally[Kind.COMPRESSED]) * header.subcluster_size
-        cache = l2_cache_bytes(l2_tables, header.cluster_size)
-        if layer.image.data_file is not layer.file:
-            disk_bytes += layer.image.data_file.allocated_bytes
-    return LayerSummary(
-        depth=depth,
-        path=layer.path,
-        format=layer.format,
-        cluster_size=layer.cluster_size,
-        unit_size=layer.unit_size,
-        virtual_size=layer.virtual_size,
-        disk_bytes=disk_bytes,
-        visible_bytes=seen,
-        visible_zero_bytes=int(visible[Kind.ZERO_PLAIN] + visible[Kind.ZERO_ALLOC]),
-        # The last cluster of a disk may be a partial one, of which more is stored than can be seen.
-        shadowed_bytes=max(0, stored - seen) if stored - seen >= (layer.unit_size or 1) else 0,
-        l2_tables=l2_tables,
-        l2_cache_bytes=cache,
-        backing_name=layer.backing_name,
-        backing_format=layer.backing_format,
-        in_use=layer.file.has_writer(),
-        snapshots=() if layer.image is None else tuple(list_snapshots(layer.image)),
-        bitmaps=() if layer.image is None else tuple(list_bitmaps(layer.image)),
-    )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from chainlift.qcow2.columns import Columns
+from chainlift.qcow2.columns import Spans
 from chainlift.qcow2.layout import Kind
 
 if TYPE_CHECKING:
@@ -73,32 +73,23 @@ class Window:
 
 
 @dataclass(frozen=True)
-class Runs(Columns):
+class Runs(Spans):
     """Consecutive pieces of the disk, a row each; the arrays mean what a window's do."""
 
-    #: Guest offset in bytes, int64.
-    start: NDArray[np.int64]
-    #: Bytes, int64.
-    length: NDArray[np.int64]
+    #: As a window's.
     layer: NDArray[np.int32]
+    #: As a window's.
     kind: NDArray[np.uint8]
     #: Of the piece's first byte. A COMPRESSED piece lies in one cluster.
     host_offset: NDArray[np.int64]
+    #: As a window's.
     stored_bytes: NDArray[np.int32]
 
     def split(self, cuts: NDArray[np.int64]) -> Runs:
         """Return the same pieces, cut in two where one of these guest offsets (bytes) is inside a piece."""
-        end = int(self.start[-1] + self.length[-1])
-        inner = cuts[(cuts > self.start[0]) & (cuts < end)]
-        if not len(inner):
+        starts = self.starts_with(cuts)
+        if starts is self.start:
             return self
-        start = np.union1d(self.start, inner)
-        source = self.start.searchsorted(start, side="right") - 1
-        parts = self.take(source)
+        parts, moved = self.cut_into(starts, self.end)
         has_place = (parts.host_offset >= 0) & (parts.kind != Kind.COMPRESSED)
-        return replace(
-            parts,
-            start=start,
-            length=np.diff(start, append=end),
-            host_offset=parts.host_offset + np.where(has_place, start - parts.start, 0),
-        )
+        return replace(parts, host_offset=parts.host_offset + np.where(has_place, moved, 0))

@@ -53,7 +53,7 @@ class DiskName:
     @property
     def tools(self) -> list[Tool]:
         """The programs of a QEMU that are needed to switch it."""
-        return ["storage-daemon"] if self.is_running else ["img", "storage-daemon"]
+        return ["storage-daemon"] if self.qmp is not None else ["img", "storage-daemon"]
 
     @property
     def as_options(self) -> str:
@@ -63,10 +63,18 @@ class DiskName:
         return shlex.join([*([self.image] if self.image is not None else []), *words])
 
     @contextmanager
-    def open(self, qemu: Qemu | None = None) -> Iterator[Disk]:
-        """Open it, and say on standard error what an operator should know."""
+    def open(
+        self, qemu: Qemu | None = None, *, by_monitor: bool | None = None, directory: Path | None = None
+    ) -> Iterator[Disk]:
+        """Open it, and say on standard error what an operator should know.
+
+        :param by_monitor: of a libvirt domain, as ``directory``: see :func:`chainlift.lift.open.open_disk`.
+        """
+        from chainlift.host.priority import lower_priority
         from chainlift.lift.open import open_disk
 
+        if self.is_running:
+            lower_priority()
         with open_disk(
             self.image,
             qmp=self.qmp,
@@ -76,8 +84,10 @@ class DiskName:
             qemu=qemu,
             force=self.force,
             timeout_s=self.timeout_s,
+            by_monitor=by_monitor,
+            directory=directory,
         ) as disk:
-            for warning in getattr(getattr(disk, "session", None), "warnings", ()):
+            for warning in getattr(getattr(disk, "session", disk), "warnings", ()):
                 click.echo(f"chainlift: warning: {warning}", err=True)
             yield disk
 
@@ -113,7 +123,11 @@ def disk_options(function: _F) -> _F:
     for option in (
         timeout_option,
         click.option("--node", metavar="NAME", help="With a running QEMU: the disk whose active layer is this node."),
-        click.option("--device", metavar="ID", help="With a running QEMU: the disk of this device or export."),
+        click.option(
+            "--device",
+            metavar="ID",
+            help="With a running QEMU: the disk of this device, export or target (vda).",
+        ),
         click.option("--libvirt", metavar="DOMAIN", help="Work under the running QEMU of this libvirt domain."),
         click.option(
             "--qmp",
@@ -148,23 +162,31 @@ lift_dir_option = click.option(
     "--lift-dir",
     type=click.Path(path_type=Path, exists=True, file_okay=False, writable=True),
     metavar="DIR",
-    help="Make IMAGE.lift/ in DIR instead of beside IMAGE.",
+    help="Make IMAGE.lift/ in DIR instead of beside IMAGE; with --libvirt also the new image of one on a block device.",
 )
 
 
-def describe_switch(disk: Disk) -> str:
-    """Return how a running disk's switch went: ``; switched under the running QEMU in 0.74 s, no command took ...``."""
-    timings = getattr(disk, "timings", None)
-    if timings is None:
-        return ""
+def describe_switch(disk: Disk, *, shorter: str = "") -> str:
+    """Return how a running disk's switch went: ``; switched under the running QEMU in 0.74 s, no command took ...``.
+
+    What was left is said on standard error.
+
+    :param shorter: what would make its longest command shorter.
+    """
+    from chainlift.errors import one_line
     from chainlift.units import format_seconds
 
+    timings = getattr(disk, "timings", None)
+    if timings is None:
+        for left in getattr(disk, "left", ()):
+            click.echo(one_line(f"chainlift: {left}"), err=True)
+        return str(getattr(disk, "outcome", ""))
     longest = timings.longest_s()
     if longest > _NOTICED_S:
         slow = next(name for name, seconds in timings.commands if seconds == longest)
         click.echo(
             f"chainlift: warning: {slow} took {format_seconds(longest)}, and a disk that QEMU's main loop serves stood "
-            "still meanwhile; fewer extents (--copy-budget) or a squash make it shorter",
+            f"still meanwhile{shorter and '; '}{shorter}",
             err=True,
         )
     for left in getattr(disk, "left", ()):

@@ -29,11 +29,11 @@ def command(image: str, out: Path, file_format: str, compress: str | None, overw
         raise click.UsageError("--compress goes with -O qcow2: a raw image cannot be compressed")
     from chainlift.cli.byte_progress import byte_progress
     from chainlift.errors import one_line
-    from chainlift.lift.flatten import flatten_chain
+    from chainlift.lift.flatten import flatten
     from chainlift.units import format_bytes
 
     with byte_progress("flattening") as progress:
-        done = flatten_chain(
+        done = flatten(
             image,
             out,
             file_format=cast("Literal['qcow2', 'raw']", file_format),

@@ -58,7 +58,7 @@ def command(
         raise click.UsageError("--search goes with --clean")
     from concurrent.futures import ThreadPoolExecutor
 
-    from chainlift.qemu.binary import find_qemu
+    from chainlift.qemu.find import find_qemu
 
     # QEMU is asked for its version while numpy is imported: each takes as long as merging the tables of 100 layers.
     with ThreadPoolExecutor(1) as pool:
@@ -71,7 +71,7 @@ def command(
         from chainlift.units import counted, format_bytes
 
     with (
-        name.open(found.result()) as disk,
+        name.open(found.result(), by_monitor=True) as disk,
         byte_progress("copying and comparing" if content else "copying", copy_budget or 0) as progress,
     ):
         done = index(
@@ -85,14 +85,17 @@ def command(
             progress=progress,
         )
     manifest = done.manifest
+    if name.libvirt is not None:
+        _warn_of_limits(name.libvirt, disk.image)
     if as_json:
         click.echo(write_text(manifest), nl=False)
     else:
+        shorter = "fewer extents (--copy-budget) or a squash make it shorter"
         seen = sum(layer.visible_clusters > 0 for layer in manifest.layers)
         click.echo(
             f"{disk.image}: an index of {counted(manifest.extents, 'extent')} over "
             f"{counted(len(manifest.layers), 'layer')} ({seen} can be seen), "
-            f"{format_bytes(manifest.copied_bytes)} copied{describe_switch(disk)}"
+            f"{format_bytes(manifest.copied_bytes)} copied{describe_switch(disk, shorter=shorter)}"
         )
     say_tidied(done.tidied, asked=clean)
     if manifest.extents > GENTLE_EXTENTS and not as_json:
@@ -102,3 +105,15 @@ def command(
             "memory in QEMU; chainlift plan says how long it takes",
             err=True,
         )
+
+
+def _warn_of_limits(domain: str, image: Path) -> None:
+    from contextlib import suppress
+
+    from chainlift.errors import ChainliftError
+    from chainlift.host.virsh import Domain
+    from chainlift.lift.domain.chain_limit import warn_of_index
+
+    with suppress(ChainliftError):  # the index is in use, whatever happens here
+        if (warning := warn_of_index(Domain(domain), image)) is not None:
+            click.echo(f"chainlift: warning: {warning}", err=True)

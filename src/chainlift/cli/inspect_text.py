@@ -9,16 +9,19 @@ from typing import TYPE_CHECKING
 
 import click
 
+from chainlift.cli.bars import bar as draw_bar
+from chainlift.cli.bars import percent
+from chainlift.cli.fitted import shorten, wrapped
 from chainlift.errors import one_line
-from chainlift.units import format_bytes
+from chainlift.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from chainlift.chain.broken import Broken
     from chainlift.chain.summary import ChainSummary, LayerSummary
+    from chainlift.cost import Cost, Parameters
 
-_EIGHTHS = " ▏▎▍▌▋▊▉█"
 _HEIGHTS = " ▁▂▃▄▅▆▇█"
 #: Chains of up to so many layers are listed whole; of longer ones the ends.
 _LISTED_WHOLE = 16
@@ -29,7 +32,13 @@ _SIGNS = {"problem": "x", "warning": "!", "note": "-"}
 
 
 def lines(
-    summary: ChainSummary, width: int, *, every_layer: bool, can_draw: bool, broken: Broken | None = None
+    summary: ChainSummary,
+    width: int,
+    *,
+    every_layer: bool,
+    can_draw: bool,
+    broken: Broken | None = None,
+    cost: tuple[Parameters, Cost] | None = None,
 ) -> Iterator[str]:
     """Yield the lines.
 
@@ -37,8 +46,11 @@ def lines(
     :param every_layer: list all layers, however many.
     :param can_draw: whether the terminal has block characters.
     :param broken: where the chain ends too early: the summary is of what is above.
+    :param cost: what the chain costs, and for which QEMU that is foreseen.
     """
     yield from _head(summary, broken)
+    if cost is not None:
+        yield from (line if can_draw else line.replace("µ", "u") for line in _cost(*cost))
     yield ""
     yield from _depths(summary, width, can_draw=can_draw, broken=broken)
     if len(summary.layers) > _LISTED_WHOLE:
@@ -46,12 +58,14 @@ def lines(
         yield from _strips(summary, width, can_draw=can_draw)
     yield ""
     yield from _table(summary, width, every_layer=every_layer)
+    if summary.length:
+        yield _dim("  (frees: what deleting a layer would, if no other image stands on it)")
     if broken is not None:
         yield ""
         yield from _broken(broken)
     if summary.findings:
         yield ""
-        yield from _findings(summary)
+        yield from _findings(summary, width)
 
 
 def _bold(text: str) -> str:
@@ -60,11 +74,6 @@ def _bold(text: str) -> str:
 
 def _dim(text: str) -> str:
     return click.style(text, dim=True)
-
-
-def _percent(part: float, whole: float) -> str:
-    share = 100 * part / whole if whole else 0.0
-    return "0 %" if not part else "<0.1 %" if share < 0.05 else f"{share:.1f} %"
 
 
 def _count(number: int, noun: str) -> str:
@@ -80,7 +89,7 @@ def _head(summary: ChainSummary, broken: Broken | None) -> Iterator[str]:
     stored = summary.visible_bytes + summary.shadowed_bytes
     shadowed = f"shadowed {format_bytes(summary.shadowed_bytes)}"
     if summary.shadowed_bytes:
-        shadowed += f" ({_percent(summary.shadowed_bytes, stored)} of what is stored)"
+        shadowed += f" ({percent(summary.shadowed_bytes, stored)} of what is stored)"
     yield (f"  on disk {format_bytes(summary.disk_bytes)}, visible {format_bytes(summary.visible_bytes)}, {shadowed}")
     if summary.length and broken is None:
         yield (
@@ -89,25 +98,21 @@ def _head(summary: ChainSummary, broken: Broken | None) -> Iterator[str]:
         )
 
 
+def _cost(parameters: Parameters, cost: Cost) -> Iterator[str]:
+    told = []
+    if cost.read_4k_cpu_s is not None:
+        told.append(f"a 4 KiB read {format_seconds(cost.read_4k_cpu_s.value)}")
+    if cost.memory_bytes is not None:
+        told.append(f"memory {format_bytes(cost.memory_bytes.value)}")
+    if cost.open_cpu_s is not None:
+        told.append(f"opening {format_seconds(cost.open_cpu_s.value)}")
+    release = ".".join(parameters.qemu.split(maxsplit=1)[0].split(".")[:2])
+    yield f"  foreseen for QEMU {release}: {', '.join(told)}"
+
+
 def _name(layer: LayerSummary, summary: ChainSummary) -> str:
     path, directory = os.path.abspath(layer.path), os.path.dirname(os.path.abspath(summary.path))  # noqa: PTH100, PTH120
     return one_line(path.removeprefix(f"{directory}/") if path.startswith(f"{directory}/") else layer.path)
-
-
-def _shorten(text: str, width: int) -> str:
-    if len(text) <= width:
-        return text
-    keep = width - 3
-    return text[: keep // 3] + "..." + text[len(text) - (keep - keep // 3) :]
-
-
-def _bar(part: float, whole: float, width: int, *, can_draw: bool) -> str:
-    if not whole or not part:
-        return ""
-    if not can_draw:
-        return "#" * max(1, round(width * part / whole))
-    eighths = max(1, round(width * 8 * part / whole))
-    return "█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip()
 
 
 def _bins(layers: int) -> list[tuple[int, int]]:
@@ -133,10 +138,10 @@ def _depths(summary: ChainSummary, width: int, *, can_draw: bool, broken: Broken
     room = width - label_width - 4 - 10 - 9
     largest = max(count for _, count, _ in rows)
     for label, count, colour in rows:
-        bar = _bar(count, largest, room, can_draw=can_draw)
+        bar = draw_bar(count, largest, room, can_draw=can_draw)
         yield (
             f"  {label:<{label_width}}  {click.style(bar, fg=colour)}{' ' * (room - len(bar))}"
-            f"{format_bytes(count) if count else '-':>10}{_percent(count, summary.virtual_size) if count else '':>9}"
+            f"{format_bytes(count) if count else '-':>10}{percent(count, summary.virtual_size) if count else '':>9}"
         )
     if nowhere and broken is not None:
         yield _dim(f"  {'':<{label_width}}  (or was never written)")
@@ -172,8 +177,8 @@ def _table(summary: ChainSummary, width: int, *, every_layer: bool) -> Iterator[
     else:
         middle = list(layers[_TOP : len(layers) - _BOTTOM])
         groups = [[layer] for layer in layers[:_TOP]] + [middle] + [[layer] for layer in layers[-_BOTTOM:]]
-    wide = width >= 110
-    titles = ["on disk", "visible", "shadowed"]
+    wide = width >= 128
+    titles = ["on disk", "visible", "shadowed", "frees"]
     if wide:
         titles += ["clusters visible", "shadowed", "L2 cache", "format"]
     widths = [max(10, len(title) + 2) for title in titles]
@@ -189,6 +194,7 @@ def _table(summary: ChainSummary, width: int, *, every_layer: bool) -> Iterator[
             _bytes(sum(layer.disk_bytes for layer in group)),
             _bytes(sum(layer.visible_bytes for layer in group)),
             _bytes(sum(layer.shadowed_bytes for layer in group)),
+            _bytes(sum(layer.frees_bytes or 0 for layer in group)),
         ]
         if wide:
             values += [
@@ -199,10 +205,10 @@ def _table(summary: ChainSummary, width: int, *, every_layer: bool) -> Iterator[
             ]
         cells = "".join(f"{value:>{size}}" for value, size in zip(values, widths, strict=True))
         if len(group) == 1:
-            yield f"  {first.depth:>9}  {_shorten(_name(first, summary), name_width):<{name_width}}{cells}"
+            yield f"  {first.depth:>9}  {shorten(_name(first, summary), name_width):<{name_width}}{cells}"
         else:
             depth = f"{first.depth}-{last.depth}"
-            yield _dim(f"  {depth:>9}  {_shorten(_count(len(group), 'layer'), name_width):<{name_width}}{cells}")
+            yield _dim(f"  {depth:>9}  {shorten(_count(len(group), 'layer'), name_width):<{name_width}}{cells}")
 
 
 def _bytes(count: int) -> str:
@@ -231,13 +237,13 @@ def _broken(broken: Broken) -> Iterator[str]:
         yield f"    {one_line(broken.mend)}"
 
 
-def _findings(summary: ChainSummary) -> Iterator[str]:
+def _findings(summary: ChainSummary, width: int) -> Iterator[str]:
     for finding in summary.findings:
         where = _depth_list(finding.depths, len(summary.layers))
         sign = click.style(_SIGNS[finding.level], fg=_COLOURS[finding.level], bold=True)
-        yield f"{sign} {where}{one_line(finding.what)}"
+        yield from wrapped(f"{sign} ", where + finding.what, width)
         if finding.action:
-            yield _dim(f"    {one_line(finding.action)}")
+            yield from wrapped("    ", finding.action, width, dim=True)
 
 
 def _depth_list(depths: Sequence[int], layers: int) -> str:

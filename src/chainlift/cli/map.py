@@ -28,20 +28,25 @@ def command(
     image: str, within: tuple[Path, ...], max_depth: int, image_format: str | None, as_json: bool, as_qemu: str
 ) -> None:
     """Print what 'qemu-img map' prints of IMAGE and all that lies below it, without QEMU."""
+    from chainlift import facts
     from chainlift.chain.extents import map_json, map_table
     from chainlift.chain.opening import open_chain
     from chainlift.chain.policy import ChainPolicy
 
     version = _parse_version(as_qemu)
     with open_chain(image, ChainPolicy(within, max_depth), format=image_format) as chain:
-        sys.stdout.writelines(map_json(chain, with_compressed=version >= (8, 2)) if as_json else map_table(chain))
+        sys.stdout.writelines(
+            map_json(chain, with_compressed=facts.COMPRESSED.holds(version)) if as_json else map_table(chain)
+        )
 
 
 def _parse_version(text: str) -> tuple[int, ...]:
+    from chainlift import facts
+
     try:
         version = tuple(int(part) for part in text.split("."))
     except ValueError:
         raise click.BadParameter(f"{text!r} is no version (example: 7.2)", param_hint="--as-qemu") from None
-    if version < (6, 1):
+    if not facts.PRESENT.holds(version):
         raise click.BadParameter("before 6.1 qemu-img did not say what is 'present'", param_hint="--as-qemu")
     return version

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -55,14 +54,15 @@ def command(
     The image is only read. Opening the chain is not recorded. Flame graphs (SVG), folded stacks and a speedscope file
     go to --out.
     """
-    import tempfile
-
+    from chainlift.cli.json_output import print_json
     from chainlift.errors import InputError
+    from chainlift.host.scratch import ScratchDirectory
+    from chainlift.profiling.flamegraph import flame_graph
+    from chainlift.profiling.stacks import load_stacks, profile_name, save_stacks
     from chainlift.qcow2.file import ImageFile
-    from chainlift.qemu.binary import find_qemu
+    from chainlift.qemu.find import find_qemu
     from chainlift.qemu.profile import profile_workload
-    from chainlift.report.flamegraph import flame_graph
-    from chainlift.results.stacks import load_stacks, profile_name, save_stacks
+    from chainlift.units import counted
 
     looked_at = ImageFile(str(image))  # a FIFO would hang a plain open
     magic = looked_at.pread(0, 4)
@@ -71,12 +71,12 @@ def command(
         raise InputError("is not a qcow2 image", path=image)
     before = load_stacks(against) if against else None
     found = find_qemu(qemu)
-    with tempfile.TemporaryDirectory(prefix="chainlift-") as scratch:
+    with ScratchDirectory() as scratch:
         profile = profile_workload(
             found,
             image.absolute(),  # a colon in a relative name would make it a protocol for QEMU
             cast("Workload", workload),
-            scratch=Path(scratch),
+            scratch=scratch,
             seconds=seconds,
             frequency_hz=frequency,
             symbols=symbols,
@@ -84,7 +84,7 @@ def command(
     stacks = profile.stacks
     name = profile_name(f"{image.stem}-{workload}", qemu, 0).removesuffix("--0-layers")
     files = save_stacks(out, name, stacks)
-    title, subtitle = f"{workload} of {image.name}", f"QEMU {found.version_text}; {stacks.total} samples"
+    title, subtitle = f"{workload} of {image.name}", f"QEMU {found.version_text}; {counted(stacks.total, 'sample')}"
     graphs = {name: flame_graph(stacks, title, subtitle)}
     if before is not None and against is not None:
         what = f"{subtitle}; red: more than in {against.name}, blue: less"
@@ -98,9 +98,9 @@ def command(
     hot = [{"function": function, "share": count / stacks.total} for function, count in stacks.self_samples().items()]
     result = {"image": str(image), "workload": workload, "qemu": found.version_text, **profile.metrics(), "hot": hot}
     if as_json:
-        click.echo(json.dumps({**result, "files": [str(file) for file in files]}, indent=1))
+        print_json({**result, "files": [str(file) for file in files]})
         return
-    click.echo(f"{workload} of {image}, QEMU {found.version_text}: {stacks.total} samples")
+    click.echo(f"{workload} of {image}, QEMU {found.version_text}: {counted(stacks.total, 'sample')}")
     for entry in hot[:_SHOWN]:
         click.echo(f"{entry['share']:8.1%}  {entry['function']}")
     click.echo(f"in bdrv_is_inserted: {profile.share_is_inserted:.1%}; without a name: {stacks.unknown_share:.1%}")

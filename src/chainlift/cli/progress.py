@@ -26,6 +26,8 @@ class TerminalProgress:
         self._started = self._said = time.monotonic()
         self._stage = ""
         self._total: int | None = None
+        #: The first step of the stage that was told, and when.
+        self._first: tuple[int, float] | None = None
         self._rich: RichProgress | None = None
         self._task: TaskID | None = None
         if sys.stderr.isatty():
@@ -59,7 +61,7 @@ class TerminalProgress:
 
     def stage(self, name: str, total: int | None = None) -> None:
         """Begin a stage."""
-        self._stage, self._total = one_line(name), total
+        self._stage, self._total, self._first = one_line(name), total, None
         if self._rich is None:
             self._line(self._stage)
             return
@@ -73,8 +75,21 @@ class TerminalProgress:
         if self._rich is not None and self._task is not None:
             # The first step of a stage that continues is not progress of this run: it starts the estimate.
             self._rich.update(self._task, completed=done, count=count, doing=one_line(note))
-        elif time.monotonic() - self._said >= 60:
-            self._line(f"{self._stage}: {count} {one_line(note)}")
+            return
+        if self._first is None:
+            self._first = done, time.monotonic()
+        if time.monotonic() - self._said >= 60:
+            self._line(f"{self._stage}: {count}{self._left(done)} {one_line(note)}")
+
+    def _left(self, done: int) -> str:
+        """Estimate what is left of the stage from what its steps took; the first one that is seen does not count."""
+        first, since = self._first or (done, 0.0)
+        if not self._total or done <= first:
+            return ""
+        from chainlift.units import format_seconds
+
+        each = (time.monotonic() - since) / (done - first)
+        return f", about {format_seconds(each * (self._total - done))} left"
 
     def note(self, line: str) -> None:
         """Tell a line that stays."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 import click
@@ -41,16 +40,17 @@ def command(
     """Take every lift out of the chain of IMAGE: each image names what it named before it was lifted.
 
     Lifts are found by what the images stand on, also under snapshots that were taken since; names of files and
-    directories play no part. With --qmp the disk is switched back while its VM runs; do so before a live migration,
-    which an index prevents.
+    directories play no part. With --qmp or --libvirt the disk is switched back while its VM runs; do so before a live
+    migration, which an index prevents.
     """
     if search and not clean:
         raise click.UsageError("--search goes with --clean")
     from chainlift.cli.byte_progress import byte_progress
     from chainlift.cli.disk import describe_switch, say_tidied
+    from chainlift.cli.json_output import print_json
     from chainlift.errors import one_line
     from chainlift.lift.verbs import restore
-    from chainlift.qemu.binary import find_qemu
+    from chainlift.qemu.find import find_qemu
 
     with name.open(find_qemu(qemu_name, need=name.tools)) as disk, byte_progress("comparing") as progress:
         done = restore(disk, only=only, clean=clean, dry_run=dry_run, content=content, search=search, progress=progress)
@@ -67,13 +67,16 @@ def command(
             }
             for entry in done.found
         ]
-        click.echo(json.dumps({"restored": not dry_run, "lifts": rows}, indent=1))
+        print_json({"restored": not dry_run, "lifts": rows})
     else:
         for entry in done.found:
-            does = "would stand" if dry_run else "stands"
-            click.echo(
-                f"{entry.change.owner}: {does} on {entry.change.new.name} again, not on {entry.lift.file}{switched}"
-            )
+            if getattr(disk, "outcome", "") and disk.image != entry.change.owner:
+                # No image was changed: copies, and a new overlay, stand in for those that stood on the lift.
+                text = f"{disk.image}: goes through {entry.change.new.name} again, not through {entry.lift.file}"
+            else:
+                does = "would stand" if dry_run else "stands"
+                text = f"{entry.change.owner}: {does} on {entry.change.new.name} again, not on {entry.lift.file}"
+            click.echo(text + switched)
             switched = ""
     for warning in done.warnings:
         click.echo(f"chainlift: warning: {one_line(warning)}", err=True)

@@ -51,21 +51,28 @@ def command(
     """Make one ordinary layer of everything between IMAGE and its base, and switch IMAGE to it.
 
     Blocks are shared where the file system has reflinks (XFS, Btrfs), else copied. `chainlift restore IMAGE` goes
-    back, unless --delete-layers was given. With --qmp the disk is switched while its VM runs.
+    back, unless --delete-layers was given. With --qmp the disk is switched while its VM runs; with --libvirt, libvirt
+    itself switches it to a new overlay beside IMAGE (docs/libvirt.md).
     """
     if search and not (clean or delete_layers):
         raise click.UsageError("--search goes with --clean or --delete-layers")
-    from chainlift.cli.byte_progress import byte_progress
-    from chainlift.cli.disk import describe_switch, say_tidied
-    from chainlift.lift.record.manifest import write_text
-    from chainlift.lift.verbs import squash
-    from chainlift.qemu.binary import find_qemu
-    from chainlift.units import counted, format_bytes
-
     if delete_layers and name.is_running:
         raise click.UsageError("--delete-layers goes with an image at rest: a VM might still have to go back")
+    from concurrent.futures import ThreadPoolExecutor
+
+    from chainlift.qemu.find import find_qemu
+
+    # QEMU is asked for its version while numpy is imported.
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(find_qemu, qemu_name, need=name.tools)
+        from chainlift.cli.byte_progress import byte_progress
+        from chainlift.cli.disk import describe_switch, say_tidied
+        from chainlift.lift.record.manifest import write_text
+        from chainlift.lift.verbs import squash
+        from chainlift.units import counted, format_bytes
+
     with (
-        name.open(find_qemu(qemu_name, need=name.tools)) as disk,
+        name.open(found.result(), by_monitor=False, directory=lift_dir) as disk,
         byte_progress("squashing and comparing" if content or delete_layers else "squashing") as progress,
     ):
         done = squash(
@@ -96,4 +103,6 @@ def command(
             click.echo(f"chainlift: {deletion.searched}", err=True)
         for kept in deletion.kept:
             click.echo(f"chainlift: kept {kept.path}: {kept.why}", err=True)
-        click.echo(f"deleted {len(deletion.deletable)} of {len(manifest.layers)} replaced layers", err=as_json)
+        click.echo(
+            f"deleted {len(deletion.deletable)} of {counted(len(manifest.layers), 'replaced layer')}", err=as_json
+        )

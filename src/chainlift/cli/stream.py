@@ -29,13 +29,13 @@ def command(name: DiskName, rate: int, drop_bitmaps: bool, clean: bool, qemu_nam
     from chainlift.cli.disk import say_tidied
     from chainlift.lift.live.disk import RunningDisk
     from chainlift.lift.live.stream import stream_live
-    from chainlift.qemu.binary import find_qemu
+    from chainlift.qemu.find import find_qemu
     from chainlift.units import format_bytes, format_seconds
 
     if not name.is_running:
         raise click.UsageError("Missing option '--qmp' or '--libvirt': for an image at rest, see chainlift flatten")
     qemu = find_qemu(qemu_name, need=["storage-daemon"])
-    with name.open(qemu) as running, byte_progress("streaming") as show:
+    with name.open(qemu, by_monitor=True) as running, byte_progress("streaming") as show:
         assert isinstance(running, RunningDisk)
         result = stream_live(
             running.session,

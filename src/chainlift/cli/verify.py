@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 import click
@@ -23,6 +22,7 @@ def command(name: DiskName, content: bool, as_json: bool) -> None:
     Exit status 1 if they are not; each thing that differs is printed.
     """
     from chainlift.cli.byte_progress import byte_progress
+    from chainlift.cli.json_output import print_json
     from chainlift.errors import AnswerIsNo
     from chainlift.lift.verify import verify
     from chainlift.units import counted
@@ -41,14 +41,14 @@ def command(name: DiskName, content: bool, as_json: bool) -> None:
             }
             for entry in verified
         ]
-        click.echo(json.dumps({"true": not findings, "lifts": lifts}, indent=1))
+        print_json({"true": not findings, "lifts": lifts})
     else:
         for finding in findings:
             click.echo(f"{finding.path}: {finding.what}")
     wrong = next((entry for entry in verified if entry.findings), None)
     if wrong is not None:
         hint = "chainlift restore takes the image off it, then build it again"
-        if not wrong.lift.can_be_undone:
+        if wrong.lift.manifest.deleted:
             hint = "its original layers were deleted: there is no way back, look at what is named above"
         raise AnswerIsNo(f"its {wrong.lift.manifest.kind} is not true any more", path=wrong.image, hint=hint)
     for entry in () if as_json else verified:

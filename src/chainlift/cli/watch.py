@@ -14,8 +14,10 @@ from chainlift.cli.sizes import SIZE
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from chainlift.lift.live.watching.service import Watch
+    from chainlift.lift.prune.retention import Policy
+    from chainlift.lift.watching.service import Watch
 
+_USUAL_LENGTH = 32
 _state_option = click.option(
     "--state",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
@@ -33,14 +35,28 @@ _state_option = click.option(
     help="All sockets in DIR, as they come.",
 )  # fmt: skip
 @click.option(
-    "--max-length", type=click.IntRange(min=1), default=32, show_default=True, help="Index above this length."
+    "--libvirt", "uri", is_flag=False, flag_value="", metavar="[URI]",
+    help="libvirt's running domains, which are squashed; on the connection that virsh takes, or URI.",
+)  # fmt: skip
+@click.option(
+    "--domain", "domains", multiple=True, metavar="PATTERN", help="Of libvirt's domains only these: vm7, 'web-*'."
 )
+@click.option(
+    "--max-length", type=click.IntRange(min=1), metavar="N",
+    help="Lift above this length.  [default: 32; fewer where libvirt takes no more]",
+)  # fmt: skip
+@click.option(
+    "--prune", "policy", metavar="RULES",
+    help="Delete snapshots that no rule keeps, instead of lifting: last=24,daily=7,weekly=4; see chainlift prune.",
+)  # fmt: skip
+@click.option("--only", metavar="PATTERN", help="With --prune, only those of such a file name: 'auto-*'.")
 @click.option(
     "--interval", type=click.FloatRange(min=1), default=60, show_default=True, metavar="S", help="Between rounds."
 )
 @click.option("--copy-budget", type=SIZE, metavar="SIZE", help="As of chainlift index.")
+@click.option("--rate", type=SIZE, metavar="SIZE", help="As of chainlift squash, with --libvirt.")
 @click.option(
-    "--jobs", type=click.IntRange(min=1), default=1, show_default=True, metavar="N", help="Index N disks at a time."
+    "--jobs", type=click.IntRange(min=1), default=1, show_default=True, metavar="N", help="Lift N disks at a time."
 )
 @click.option(
     "--timeout", "timeout_s", type=click.FloatRange(min=1), metavar="S",
@@ -56,9 +72,14 @@ def command(
     context: click.Context,
     sockets: tuple[Path, ...],
     directory: Path | None,
-    max_length: int,
+    uri: str | None,
+    domains: tuple[str, ...],
+    max_length: int | None,
+    policy: str | None,
+    only: str | None,
     interval: float,
     copy_budget: int | None,
+    rate: int | None,
     jobs: int,
     timeout_s: float | None,
     state: Path | None,
@@ -67,10 +88,15 @@ def command(
     qemu_name: str,
     once: bool,
 ) -> None:
-    """Index the disks of running VMs whenever their chains have grown longer than --max-length.
+    """Lift the disks of running VMs whenever their chains have grown longer than --max-length, or prune them.
 
-    A socket is only held while it is asked, so a backup tool may use the same one in between. Every action is one line
-    on standard error. SIGTERM ends it with status 0, when what is under way is finished or undone.
+    At a QMP socket a disk is indexed. A socket is only held while it is asked, so a backup tool may use the same one in
+    between. Through libvirt a disk is squashed, by libvirt's own block copy: its definitions name the new chain.
+
+    With --prune, nothing is lifted: the snapshots that no rule keeps are deleted, as chainlift prune does.
+
+    Every action is one line on standard error. SIGTERM ends it with status 0, when what is under way is finished or
+    undone.
 
     A VM, or one disk, can be paused. A disk that somebody has restored under its running VM is paused from then on.
     """
@@ -78,25 +104,36 @@ def command(
         _refuse_options(context)
         context.obj = state
         return
-    if not sockets and directory is None:
-        raise click.UsageError("Missing option '--qmp' or '--dir'")
+    if not sockets and directory is None and uri is None:
+        raise click.UsageError("Missing option '--qmp', '--dir' or '--libvirt'")
+    if domains and uri is None:
+        raise click.UsageError("--domain goes with --libvirt")
+    if only is not None and policy is None:
+        raise click.UsageError("--only goes with --prune")
+    if policy is not None and max_length is not None:
+        raise click.UsageError("--prune lifts nothing, so --max-length does not go with it")
     import json
+    import os
 
     from chainlift.errors import AnswerIsNo
-    from chainlift.lift.live.gentle import be_gentle
-    from chainlift.lift.live.watching.service import Settings, Watch
-    from chainlift.lift.live.watching.status import as_json
-    from chainlift.lift.live.watching.visit import Rules
-    from chainlift.qemu.binary import find_qemu
+    from chainlift.host.priority import lower_priority
+    from chainlift.lift.watching.service import Settings, Watch
+    from chainlift.lift.watching.status import as_json
+    from chainlift.lift.watching.visit import Rules
+    from chainlift.qemu.find import find_qemu
 
     state_directory, keeps_state = _state(state)
-    qemu = find_qemu(qemu_name, need=["storage-daemon"])
-    be_gentle()
+    qemu = find_qemu(qemu_name, need=["storage-daemon"] if uri is None else ["img", "storage-daemon"])
+    if uri:
+        os.environ["LIBVIRT_DEFAULT_URI"] = uri  # what every virsh of ours takes
+    longest = _max_length(max_length, is_libvirts=uri is not None)
+    lower_priority()
     watch = Watch(
         Settings(
-            Rules(max_length, copy_budget, timeout_s, state_directory, qemu),
+            Rules(longest, copy_budget, timeout_s, state_directory, qemu, rate, _policy(policy, only)),
             sockets=sockets,
             directory=directory,
+            domains=None if uri is None else domains or ("*",),
             interval_s=interval,
             jobs=jobs,
             keeps_state=keeps_state,
@@ -123,7 +160,7 @@ def pause(context: click.Context, what: str, state: Path | None) -> None:
     A VM's name is QEMU's (-name), else its socket's without a suffix. A disk stays paused when it is renamed, and
     when snapshots are taken of it.
     """
-    from chainlift.lift.live.watching.said import is_known, pause, target_of
+    from chainlift.lift.watching.said import is_known, pause, target_of
 
     directory = _said_in(context, state)
     target = target_of(what)
@@ -142,7 +179,7 @@ def resume(context: click.Context, what: str, state: Path | None) -> None:
 
     By a VM's name or socket, also all disks of it that are paused by themselves.
     """
-    from chainlift.lift.live.watching.said import resume, target_of
+    from chainlift.lift.watching.said import resume, target_of
 
     target = target_of(what)
     was_paused = resume(_said_in(context, state), target)
@@ -155,16 +192,15 @@ def resume(context: click.Context, what: str, state: Path | None) -> None:
 @click.pass_context
 def list_(context: click.Context, state: Path | None, as_json: bool) -> None:
     """List what is paused, and the disks that watch knows."""
-    import json
-
+    from chainlift.cli.json_output import print_json
     from chainlift.cli.table import print_table
-    from chainlift.lift.live.watching.said import known
+    from chainlift.lift.watching.said import known
     from chainlift.units import counted
 
     directory = _said_in(context, state, writes=False)
     found = known(directory)
     if as_json:
-        click.echo(json.dumps(found, indent=1))
+        print_json(found)
         return
     for entry in found["paused"]:
         click.echo(f"paused: {entry['what']}, since {entry['since']}")
@@ -175,6 +211,33 @@ def list_(context: click.Context, state: Path | None, as_json: bool) -> None:
     columns = ("VM", "disk", "length", "state", "seen", "paused")
     note = "" if found["is_watched"] else "no watch runs with this state directory"
     print_table(f"{counted(len(rows), 'disk')} in {directory}", columns, rows, numeric={2}, note=note)
+
+
+def _policy(rules: str | None, only: str | None) -> Policy | None:
+    from chainlift.lift.prune.retention import Policy, Retention
+
+    if rules is None:
+        return None
+    try:
+        return Policy(Retention.parse(rules), only)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="'--prune'") from None
+
+
+def _max_length(given: int | None, *, is_libvirts: bool) -> int:
+    """Return how long a chain may be; libvirt starts no domain on one that is too long for it."""
+    from chainlift.chain.libvirt_limits import libvirt_limit
+    from chainlift.host.libvirt_version import libvirt_version
+
+    version = libvirt_version() if is_libvirts else None
+    if version is None:
+        return given or _USUAL_LENGTH
+    limit = libvirt_limit(version)
+    if given is None:
+        return min(_USUAL_LENGTH, limit.longest // 2)
+    if given >= limit.longest:
+        click.echo(f"chainlift: warning: --max-length {given} is too many: {limit.describe()}", err=True)
+    return given
 
 
 def _state(given: Path | None) -> tuple[Path, bool]:

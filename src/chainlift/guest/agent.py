@@ -48,6 +48,9 @@ class Agent(Connection):
     def connect(cls, socket_path: Path, process: QemuProcess, timeout_s: float) -> Self:
         """Connect to the agent's port and wait until it answers.
 
+        :param socket_path: of the guest's port.
+        :param process: the QEMU that the guest runs in.
+        :param timeout_s: seconds until it must have answered.
         :raise TimeoutError: if it does not within ``timeout_s``.
         :raise QemuError: if QEMU is not there.
         :raise QemuCrashed: if QEMU ended meanwhile.

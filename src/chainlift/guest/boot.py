@@ -30,7 +30,16 @@ def machine_config(
     iothread: bool = False,
     extra: Sequence[str] = (),
 ) -> MachineConfig:
-    """Return the machine that a guest boots in; what is not said is as the guest's image wants it."""
+    """Return the machine that a guest boots in; what is not said is as the guest's image wants it.
+
+    :param image: what is booted.
+    :param disks: in the order in which the guest sees them.
+    :param accelerator: ``kvm`` or ``tcg``.
+    :param memory_bytes: of the guest; None: as the image wants it.
+    :param vcpus: of the guest; None: as the image wants it.
+    :param iothread: serve the disks in a thread of their own.
+    :param extra: words for QEMU's command line.
+    """
     port = image.forward_guest_port
     return MachineConfig(
         disks=disks,

@@ -12,6 +12,8 @@ from chainlift.guest.own import WORK, Firmware, OwnImage
 from chainlift.guest.ssh import SshLogin
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from chainlift.guest.interface import GuestKind
     from chainlift.qemu.binary import Qemu
     from chainlift.qemu.machine import Accelerator
@@ -31,6 +33,7 @@ def guest_kind(
     ssh_user: str = "root",
     ssh_port: int = 22,
     directory: str | None = None,
+    packages: Sequence[str] = (),
 ) -> GuestKind:
     """Return the kind of guest that a plan names; nothing is made yet.
 
@@ -41,6 +44,7 @@ def guest_kind(
     :param firmware: what an own image boots by, where no ``kernel`` (with ``initrd`` and ``append``) is given.
     :param ssh_key: the private key to reach an own image with, as ``ssh_user``; None: it has the guest agent.
     :param directory: where an own image keeps the workload's file.
+    :param packages: what a Debian is to have beside what every study needs; an own image has them already.
     :raise InputError: if there is no such kind, a file is not there, or an option is not for this kind.
     :raise MissingToolError: if an option needs what this host does not have.
     """
@@ -60,7 +64,7 @@ def guest_kind(
     if name == "micro":
         return MicroGuest(suite=suite)
     if name == "debian":
-        return DebianGuest(suite=suite, accelerator=accelerator)
+        return DebianGuest(suite=suite, accelerator=accelerator, packages=packages)
     image = Path(name).expanduser()
     if not image.exists():
         raise InputError(f"there is no guest {name!r} and no image of that name", hint="give micro, debian or a path")

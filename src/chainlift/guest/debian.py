@@ -24,12 +24,12 @@ from chainlift.guest.initramfs import Initramfs
 from chainlift.guest.interface import GuestImage
 from chainlift.guest.modules import load_order
 from chainlift.guest.system import AgentGuest, connect_agent
-from chainlift.host.apt import os_release, replace_suite
+from chainlift.host.apt.sources import os_release, replace_suite
 from chainlift.host.cache import cache_dir
 from chainlift.host.process import run_tool
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from chainlift.qemu.machine import Accelerator
     from chainlift.qemu.vm import VirtualMachine
@@ -69,12 +69,16 @@ class DebianGuest:
 
     :param suite: the release to make it of, ``trixie``; None is the host's own.
     :param accelerator: what the guest will run on.
+    :param packages: what it is to have beside what every study needs.
     """
 
     name = "debian"
 
-    def __init__(self, *, suite: str | None = None, accelerator: Accelerator = "tcg") -> None:
+    def __init__(
+        self, *, suite: str | None = None, accelerator: Accelerator = "tcg", packages: Sequence[str] = ()
+    ) -> None:
         self._suite = suite
+        self._packages = (*_PACKAGES, *packages)
         self._accelerator: Accelerator = accelerator
 
     def prepare(self) -> GuestImage:
@@ -91,6 +95,9 @@ class DebianGuest:
     def make_disk(self, path: Path, virtual_size: int, *, data_bytes: int = 0) -> None:
         """Make the disk: the system on an ext4 file system without a partition table, and the workload's file in it.
 
+        :param path: the image; it must not be there.
+        :param virtual_size: bytes of the disk.
+        :param data_bytes: of the workload's file; 0: none.
         :raise MissingToolError: if mke2fs or debugfs, or for an ordinary user fakeroot, is not there.
         """
         archive = self._system() / "root.tar"
@@ -126,7 +133,7 @@ class DebianGuest:
     def _system(self) -> Path:
         """Return the directory of the archive, the kernel and the initrd; make it if it is not there."""
         suite = self._codename()
-        recipe = "\0".join([_CUSTOMIZE.read_text(), _INIT, *_MODULES, *_PACKAGES])
+        recipe = "\0".join([_CUSTOMIZE.read_text(), _INIT, *_MODULES, *self._packages])
         directory = cache_dir("guest") / f"debian-{suite}-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}"
         if directory.exists():
             return directory
@@ -137,13 +144,13 @@ class DebianGuest:
                 with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}-") as scratch:
                     system = Path(scratch, "system")
                     system.mkdir()
-                    _bootstrap(suite, system / "root.tar", Path(scratch))
+                    _bootstrap(suite, self._packages, system / "root.tar", Path(scratch))
                     _take_kernel(system, Path(scratch, "boot"))
                     system.rename(directory)
         return directory
 
 
-def _bootstrap(suite: str, archive: Path, scratch: Path) -> None:
+def _bootstrap(suite: str, packages: Sequence[str], archive: Path, scratch: Path) -> None:
     """Run mmdebstrap."""
     if shutil.which("mmdebstrap") is None:
         raise MissingToolError("there is no mmdebstrap to make a guest with", hint="install the package mmdebstrap")
@@ -160,7 +167,7 @@ def _bootstrap(suite: str, archive: Path, scratch: Path) -> None:
     finished = run_tool(
         [
             *("mmdebstrap", "--mode=auto", "--variant=apt", "--format=tar"),
-            f"--include={','.join(_PACKAGES)}",
+            f"--include={','.join(packages)}",
             '--aptopt=APT::Install-Recommends "false"',
             *(f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in without),
             f"--customize-hook={_CUSTOMIZE}",

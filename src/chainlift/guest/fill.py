@@ -52,6 +52,12 @@ def lay_down_data(
 
     The data are fio's pseudo-random ones: the same in every run, and not compressible.
 
+    :param kind: the guest.
+    :param qemu: what boots it.
+    :param disk: its base image, which is written to.
+    :param data_bytes: size of the file.
+    :param accelerator: ``kvm`` or ``tcg``.
+    :param deadline_s: seconds until it must have come up.
     :raise InputError: if the guest has no fio, or no room for the file.
     :raise GuestError: if it does not come up or does not finish.
     """

@@ -30,7 +30,12 @@ class Initramfs:
         return self._add(path, stat.S_IFDIR | 0o755, b"")
 
     def file(self, path: str | PurePosixPath, data: bytes, *, executable: bool = False) -> Self:
-        """Add a regular file."""
+        """Add a regular file.
+
+        :param path: below the root.
+        :param data: its content.
+        :param executable: its mode is 755 instead of 644.
+        """
         return self._add(path, stat.S_IFREG | (0o755 if executable else 0o644), data)
 
     def symlink(self, path: str | PurePosixPath, target: str) -> Self:
@@ -38,7 +43,12 @@ class Initramfs:
         return self._add(path, stat.S_IFLNK | 0o777, target.encode())
 
     def character_device(self, path: str | PurePosixPath, major: int, minor: int) -> Self:
-        """Add a character device."""
+        """Add a character device.
+
+        :param path: below the root.
+        :param major: the device's number.
+        :param minor: the device's number.
+        """
         return self._add(path, stat.S_IFCHR | 0o600, b"", (major << 8) | minor)
 
     def __contains__(self, path: str) -> bool:

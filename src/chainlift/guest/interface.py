@@ -125,6 +125,10 @@ class GuestKind(Protocol):
         bytes of data that is neither zero nor compressible, ``fio.0.0`` in :meth:`Guest.work_directory`: laid down
         before the first snapshot, so that a later write to it lands in the snapshot's layer. Kinds that bring their
         own image copy it and grow the disk. Nothing is left behind on failure.
+
+        :param path: the image; it must not be there.
+        :param virtual_size: bytes of the disk.
+        :param data_bytes: of the file; 0: none.
         """
 
     def connect(self, vm: VirtualMachine, timeout_s: float) -> Guest:

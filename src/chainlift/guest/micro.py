@@ -21,8 +21,8 @@ from chainlift.guest.interface import GuestImage
 from chainlift.guest.libraries import closure
 from chainlift.guest.modules import load_order
 from chainlift.guest.system import AgentGuest, connect_agent
+from chainlift.host.apt.unpacked import download_and_unpack, libraries, versions_in
 from chainlift.host.cache import cache_dir
-from chainlift.host.packages import download_and_unpack, libraries, versions_in
 
 if TYPE_CHECKING:
     from chainlift.qemu.vm import VirtualMachine
@@ -72,7 +72,12 @@ class MicroGuest:
         )
 
     def make_disk(self, path: Path, virtual_size: int, *, data_bytes: int = 0) -> None:
-        """Make an ext4 file system on a whole disk with a file for fio in it; see :mod:`chainlift.guest.disk`."""
+        """Make an ext4 file system on a whole disk with a file for fio in it; see :mod:`chainlift.guest.disk`.
+
+        :param path: the image; it must not be there.
+        :param virtual_size: bytes of the disk.
+        :param data_bytes: of fio's file; 0: none.
+        """
         disk.make_ext4_disk(path, virtual_size, data_bytes=data_bytes)
 
     def connect(self, vm: VirtualMachine, timeout_s: float) -> AgentGuest:

@@ -97,6 +97,9 @@ class OwnImage:
     def make_disk(self, path: Path, virtual_size: int, *, data_bytes: int = 0) -> None:
         """Copy the image and grow the copy; the guest itself lays the workload's file down.
 
+        :param path: the copy; it must not be there.
+        :param virtual_size: bytes of the disk.
+        :param data_bytes: of the workload's file; 0: none.
         :raise InputError: if the image is larger than that, or the guest has no fio or no room.
         :raise GuestError: if it does not come up.
         """

@@ -87,6 +87,9 @@ def _has_open(process: Path, device: int) -> bool:
 def write_zeros(descriptor: int, start: int, end: int) -> None:
     """Write zeros to a range of bytes of a block device.
 
+    :param descriptor: of the device, open for writing.
+    :param start: offset in bytes.
+    :param end: offset in bytes, of the first that is not written.
     :raise OSError: if that fails.
     """
     first, last = -(-start // _ALIGNMENT) * _ALIGNMENT, end // _ALIGNMENT * _ALIGNMENT

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,3 +69,14 @@ def _rotational(device_number: int) -> bool | None:
         except OSError:
             continue
     return None
+
+
+def is_same_file(first: Path, second: Path) -> bool:
+    """Whether two names lead to one file, by device and inode, or to one block device."""
+    try:
+        one, other = first.stat(), second.stat()
+    except OSError:
+        return False
+    if stat.S_ISBLK(one.st_mode) and stat.S_ISBLK(other.st_mode):
+        return one.st_rdev == other.st_rdev  # it may have several nodes
+    return (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino)

@@ -16,14 +16,17 @@ import tempfile
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Self
+from typing import IO, TYPE_CHECKING, Any
 
 from chainlift.errors import MissingToolError, OperationError
+from chainlift.host import interrupts
+from chainlift.host.closing import Closing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from types import TracebackType
 
+#: Options of the dynamic loader that are followed by a value.
+_LOADER_OPTIONS = frozenset({"--library-path", "--preload", "--audit", "--argv0", "--inhibit-rpath"})
 _SUPERVISOR = Path(__file__).with_name("supervisor.py")
 
 
@@ -62,7 +65,21 @@ def last_lines(text: str, count: int = 3) -> str:
     return " | ".join([line.strip() for line in text.splitlines() if line.strip()][-count:])
 
 
-class Process:
+def program_name(argv: Sequence[str | os.PathLike[str]]) -> str:
+    """Return what a program is called; one that is started through its own loader bears the loader's name otherwise.
+
+    Its own name is the first word that is no option of the loader (ld.so(8)) and no option's value.
+    """
+    words = [os.fspath(word) for word in argv]
+    if words and Path(words[0]).name.startswith("ld-"):
+        rest = words[1:]
+        while rest and rest[0].startswith("--"):
+            rest = rest[2 if rest[0] in _LOADER_OPTIONS else 1 :]
+        words = rest or words
+    return Path(words[0]).name if words else ""
+
+
+class Process(Closing):
     """A program that runs until it ends, is killed, or we end.
 
     A context manager: leaving it kills what still runs. It has a session of its own, so that Ctrl-C in the terminal
@@ -89,6 +106,8 @@ class Process:
         remove: Path | None = None,
     ) -> None:
         self.argv = [os.fspath(word) for word in argv]
+        #: What the program is called.
+        self.name = program_name(self.argv)
         # An ordinary user's PATH leaves out where Debian keeps mke2fs.
         program = shutil.which(self.argv[0], path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin")
         if program is None:
@@ -97,8 +116,19 @@ class Process:
         if environment:
             # Set for the program only: another release's libraries must not reach the wrapper around it.
             self.argv = ["env", *(f"{name}={value}" for name, value in environment.items()), *self.argv]
-        self._stdout = tempfile.TemporaryFile() if stdout is None else None  # noqa: SIM115
-        self._stderr = tempfile.TemporaryFile() if stderr is None else None  # noqa: SIM115
+        with interrupts.put_off():
+            self._stdout = _temporary_file() if stdout is None else None
+            self._stderr = _temporary_file() if stderr is None else None
+            self._start(stdin, stdout, stderr, cwd, remove)
+
+    def _start(
+        self,
+        stdin: IO[bytes] | int | None,
+        stdout: IO[bytes] | int | None,
+        stderr: IO[bytes] | int | None,
+        cwd: str | os.PathLike[str] | None,
+        remove: Path | None,
+    ) -> None:
         report, report_w = os.pipe()
         lifeline_r, self._lifeline = os.pipe()
         try:
@@ -129,17 +159,9 @@ class Process:
             self.pid: int = self._read_report()["pid"]
             with contextlib.suppress(ProcessLookupError):  # it may have ended already
                 self._pidfd = os.pidfd_open(self.pid)
-        except BaseException:  # Ctrl-C too: nothing may run on without an owner
+        except BaseException:  # nothing may run on without an owner
             self.close()
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     @property
     def stdout(self) -> IO[bytes] | None:
@@ -170,16 +192,21 @@ class Process:
             try:
                 self._supervisor.wait(timeout_s)
             except subprocess.TimeoutExpired:
-                raise TimeoutError(f"{Path(self.argv[0]).name} still runs after {timeout_s:g} s") from None
-            report = self._read_report()
+                raise TimeoutError(f"{self.name} still runs after {timeout_s:g} s") from None
+            # The first line is still to come where nobody could read it.
+            while "returncode" not in (report := self._read_report()):
+                pass
             self._finished = Finished(stdout=_content(self._stdout), stderr=_content(self._stderr), **report)
+            from chainlift.host.log import log_end  # a module that takes a moment, and is not needed to look at a chain
+
+            log_end(self.name, describe_end(self._finished.returncode), self._finished.wall_s)
             return self._finished
 
     def _read_report(self) -> dict[str, Any]:
         """Read the next of the supervisor's two lines."""
         line = self._report.readline()
         if not line:
-            raise OperationError(f"the supervisor of {self.argv[0]} was killed", hint="so was the program")
+            raise OperationError(f"the supervisor of {self.name} was killed", hint="so was the program")
         report: dict[str, Any] = json.loads(line)
         return report
 
@@ -211,6 +238,12 @@ class Process:
                     file.close()
 
 
+def describe_failure(argv: Sequence[str | os.PathLike[str]], finished: Finished) -> str:
+    """Say how a program failed, and what it said last."""
+    said = last_lines(finished.stderr) or last_lines(finished.stdout)
+    return f"{program_name(argv)} failed ({describe_end(finished.returncode)})" + (f": {said}" if said else "")
+
+
 def run_tool(
     argv: Sequence[str | os.PathLike[str]],
     *,
@@ -230,7 +263,7 @@ def run_tool(
     with contextlib.ExitStack() as stack:
         stdin = None
         if input_bytes is not None:
-            stdin = stack.enter_context(tempfile.TemporaryFile())
+            stdin = stack.enter_context(_temporary_file())
             stdin.write(input_bytes)
             stdin.seek(0)
         process = stack.enter_context(Process(argv, environment=environment, cwd=cwd, stdin=stdin))
@@ -238,12 +271,16 @@ def run_tool(
             finished = process.wait(timeout_s)
         except TimeoutError:
             process.kill()
-            raise OperationError(f"{Path(argv[0]).name} was not done after {timeout_s:g} s and was killed") from None
+            raise OperationError(f"{program_name(argv)} was not done after {timeout_s:g} s and was killed") from None
     if check and finished.returncode != 0:
-        said = last_lines(finished.stderr) or last_lines(finished.stdout)
-        what = f"{Path(argv[0]).name} failed ({describe_end(finished.returncode)})"
-        raise OperationError(f"{what}: {said}" if said else what)
+        raise OperationError(describe_failure(argv, finished))
     return finished
+
+
+def _temporary_file() -> IO[bytes]:
+    """Make a file without a name. Where Python looks for a place for such files, it tries with one that has a name."""
+    with interrupts.put_off():
+        return tempfile.TemporaryFile()
 
 
 def _content(file: IO[bytes] | None) -> str:

@@ -13,23 +13,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from chainlift.errors import ChainliftError, ImageError, OperationError, UnknownStateError
+from chainlift.errors import ChainliftError, ImageError, UnknownStateError
+from chainlift.host import interrupts
+from chainlift.lift.build.header import name_backing_file
 from chainlift.lift.compare.stock import compare_stock
 from chainlift.lift.disk import Change, Standing
-from chainlift.lift.neighbours.libvirt import Definitions
+from chainlift.lift.domain.defined import bring_up_to_date
+from chainlift.lift.neighbours.ask_libvirt import read_definitions
 from chainlift.lift.neighbours.locks import refuse_if_open
 from chainlift.lift.neighbours.managers import manager_of
 from chainlift.lift.record.identity import absolute_name
 from chainlift.lift.record.mark import read_mark, state_directory, write_mark
-from chainlift.lift.record.pointer import led_to, read_pointer
-from chainlift.qemu.binary import find_qemu
-from chainlift.qemu.process import run_tool
+from chainlift.lift.record.pointer import named_in, read_pointer
+from chainlift.qemu.find import find_qemu
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
 
-    from chainlift.lift.record.manifest import Pointer
+    from chainlift.lift.neighbours.definitions import Definitions
     from chainlift.qemu.binary import Qemu
 
 
@@ -45,8 +47,10 @@ class DiskAtRest:
         self._image = Path(absolute_name(os.fspath(image)))
         self._qemu = qemu
         self._force = force
-        #: Whether managers were asked already: they answer once for a verb.
-        self._is_checked = False
+        #: Managers are asked once for a verb; None before.
+        self._definitions: Definitions | None = None
+        #: What an operator should know afterwards.
+        self.left: list[str] = []
 
     @property
     def image(self) -> Path:
@@ -78,12 +82,35 @@ class DiskAtRest:
         """Who opens the image next reads them from the new layer."""
         return True
 
+    @property
+    def image_is_written(self) -> str | None:
+        """Nobody has it open."""
+        return None
+
+    @property
+    def holders(self) -> frozenset[int]:
+        """There are none."""
+        return frozenset()
+
+    @property
+    def known_to_libvirt_as(self) -> tuple[str, str] | None:
+        """What definitions name stays."""
+        return None
+
     def check(self, *, for_index: bool = False) -> None:
         """Refuse an image that a QEMU has open, that cannot be written to, or whose chain somebody else keeps."""
         _require_free(self._image)
-        if not self._force and not self._is_checked:
-            _refuse_managed(self._image, for_index=for_index)
-            self._is_checked = True
+        if not self._force and self._definitions is None:
+            self._definitions = _refuse_managed(self._image, for_index=for_index)
+
+    def check_again(self) -> None:
+        """Who came meanwhile has the layers open too, and is asked about them; a writer the caller's lock refuses."""
+
+    def reopen(self) -> None:
+        """Nobody has them open."""
+
+    def follow_headers(self) -> None:
+        """Do nothing: what definitions name stays."""
 
     def standing(self) -> list[Standing]:
         """Return what the header names; the headers below are as good for everybody."""
@@ -92,11 +119,18 @@ class DiskAtRest:
     def compare(
         self, changes: Sequence[Change], *, content: bool = False, progress: Callable[[int], None] | None = None
     ) -> None:
-        """Compare both sides of each change through a storage daemon of our own."""
+        """Compare both sides of each change through a storage daemon of our own.
+
+        Parameters as :meth:`chainlift.lift.disk.Disk.compare`.
+        """
         for change in changes:
             compare_stock(self.qemu, change.owner, change.readable, change.new, content=content, progress=progress)
 
-    def switch(self, changes: Sequence[Change]) -> None:
+    def set_aside(self) -> AbstractContextManager[None]:
+        """Do nothing: a switch copies nothing."""
+        return nullcontext()
+
+    def switch(self, changes: Sequence[Change], *, rate_bytes_per_s: int | None = None) -> None:  # noqa: ARG002 - copies nothing
         """Switch header after header; where one fails, those before are switched back."""
         for change in changes:
             _require_free(change.owner)
@@ -104,18 +138,25 @@ class DiskAtRest:
         done: list[Change] = []
         try:
             for change in changes:
-                _switch(self.qemu, change.owner, change.new)
+                interrupts.between_steps()
+                name_backing_file(self.qemu, change.owner, change.new)
                 done.append(change)
         except BaseException as error:
             self._undo(changes[: len(done) + 1], error)
             raise
+        # Until here, and if we are killed here, a domain starts on what its definition names, which reads the same.
+        self.left += bring_up_to_date(changes, self._definitions or read_definitions())
 
     def has_switched(self, changes: Sequence[Change]) -> bool:
         """Whether a header names a new side, or cannot be read."""
         try:
-            return any(_named(change.owner) != change.old.name for change in changes)
+            return any(named_in(change.owner) != change.old.name for change in changes)
         except ChainliftError:
             return True
+
+    def superseded(self) -> list[Path]:
+        """Nothing but lifts is made for the disk."""
+        return []
 
     def left_alone(self) -> AbstractContextManager[list[str]]:
         """Nothing is running that would be lifted by itself."""
@@ -131,8 +172,8 @@ class DiskAtRest:
     def _undo(self, changes: Sequence[Change], cause: BaseException) -> None:
         for change in reversed(changes):
             try:
-                if _named(change.owner) != change.old.name:
-                    _switch(self.qemu, change.owner, change.old)
+                if named_in(change.owner) != change.old.name:
+                    name_backing_file(self.qemu, change.owner, change.old)
             except ChainliftError as error:
                 raise UnknownStateError(
                     f"{cause}; it could not be undone ({error.what})",
@@ -141,38 +182,40 @@ class DiskAtRest:
                 ) from cause
 
 
-def _refuse_managed(image: Path, *, for_index: bool) -> None:
+def _refuse_managed(image: Path, *, for_index: bool) -> Definitions:
     """Refuse an image of which somebody keeps a record that a change of its header does not reach.
 
-    libvirt starts a domain on the chain that its definition names in ``<backingStore>``, whatever the headers say; it
-    follows the headers where the definition has none, and starts on no index.
+    libvirt starts a domain on the chain that its definition names in ``<backingStore>``, whatever the headers say, and
+    is told otherwise after the switch, where it answers. It follows the headers where the definition has none, and
+    starts on no index, however far down.
 
+    :return: what libvirt's definitions name.
     :raise ImageError: naming the manager or the domain.
     """
     manager = manager_of(image)
     if manager is not None:
         raise ImageError(str(manager), path=image, hint=f"{manager.advice}; --force lifts it all the same")
-    definitions = Definitions.read()
-    if not definitions.is_there:
-        return
-    below = led_to(image, pointer) if (pointer := read_pointer(image)[1]) is not None else None
-    for naming in () if below is None else definitions.namings(below):
-        if naming.element == "<backingStore>" and naming.part is None:
+    definitions = read_definitions()
+    for store in definitions.stores_of(image):
+        if store.uri is None or for_index:
+            hint = "start libvirtd, which is told of the squash then; --force goes on without"
             raise ImageError(
-                f"the libvirt domain {naming.domain} has what it stands on in its definition (<backingStore>), and "
+                f"the libvirt domain {store.domain} has what it stands on in its definition (<backingStore>), and "
                 "starts on that",
                 path=image,
-                hint="lift it under the running domain (--libvirt), or with --force, and correct it with virsh edit",
+                hint="squash it instead" if for_index else hint,
             )
-    for disk in definitions.domains_of(image) if for_index else ():
+    for disk in definitions.domains_over(image) if for_index else ():
+        stands = "is" if disk in definitions.domains_of(image) else "is a layer of"
         raise ImageError(
-            f"is the disk {disk.target} of the libvirt domain {disk.domain}, which does not start on an index",
+            f"{stands} the disk {disk.target} of the libvirt domain {disk.domain}, which does not start on an index",
             path=image,
             hint="squash it instead, or go on with --force and restore it before the domain is started",
         )
     if definitions.problem is not None:
         hint = "see to libvirt, or go on with --force"
         raise ImageError(f"a libvirt domain may name it: {definitions.problem}", path=image, hint=hint)
+    return definitions
 
 
 def _require_free(image: Path) -> None:
@@ -183,40 +226,7 @@ def _require_free(image: Path) -> None:
 
 def _require_unchanged(change: Change) -> None:
     """Refuse an image whose header somebody else has changed while the lift was built."""
-    if _named(change.owner) != change.old.name:
+    if named_in(change.owner) != change.old.name:
         raise ImageError(
             "names another backing file than it did when this began", path=change.owner, hint="run it again"
         )
-
-
-def _named(image: Path) -> str | None:
-    pointer = read_pointer(image)[1]
-    return None if pointer is None else pointer.name
-
-
-def _switch(qemu: Qemu, image: Path, pointer: Pointer) -> None:
-    """Make the image name this backing file.
-
-    :raise ImageError: if a QEMU has the image open.
-    :raise QemuError: if qemu-img refuses.
-    :raise OperationError: if the header does not say it afterwards.
-    """
-    real = os.path.realpath(image)
-    driver = "host_device" if Path(real).is_block_device() else "file"
-    options = f"driver=qcow2,file.driver={driver},file.filename={real.replace(',', ',,')}"
-    backing_format = [] if pointer.format is None else ["-F", pointer.format]
-    command = qemu.command("img", "rebase", "-u", "--image-opts", *backing_format, "-b", pointer.name, options)
-    run_tool(command, environment=qemu.environment)
-    if _named(image) != pointer.name:
-        raise OperationError("qemu-img rebase -u did not change the backing file name", path=image)
-    _sync(image)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        raise OperationError(f"its header could not be synced: {error.strerror}", path=path) from error
-    finally:
-        os.close(descriptor)

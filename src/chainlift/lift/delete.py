@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 class Kept:
     """A replaced layer that stays, and why."""
 
+    #: Its file.
     path: str
+    #: A phrase.
     why: str
 
 
@@ -33,7 +35,9 @@ class Kept:
 class Deletion:
     """What can be deleted of the layers that a squash replaces."""
 
+    #: Layers that nobody needs.
     deletable: list[Path]
+    #: Layers that stay.
     kept: list[Kept]
     #: External data files of the layers that can be deleted; they go with them.
     data_files: list[Path]

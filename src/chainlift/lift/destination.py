@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from chainlift.errors import ChainliftError, ImageError, UnknownStateError
+from chainlift.host import interrupts
 from chainlift.host.block_device import made_of, openers
-from chainlift.lift.build.workspace import sync_directory
+from chainlift.host.durable import sync_path
+from chainlift.lift.build.workspace import create
 from chainlift.lift.neighbours.images import NEW_SUFFIX, find_users
 from chainlift.lift.neighbours.locks import is_open_in_qemu
 from chainlift.lift.neighbours.processes import OpenFiles, describe_holders
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from chainlift.chain import Chain
-    from chainlift.lift.build.files import Sources
+    from chainlift.lift.build.files import ClusterFiles
 
 _MOMENT_S: Final = 0.5
 
@@ -53,8 +55,7 @@ class FileDestination:
         """
         # A killed run's leftover has no other use.
         self.temporary.unlink(missing_ok=True)
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-        descriptor = os.open(self.temporary, flags, 0o600)
+        descriptor = create(self.temporary)
         try:
             try:
                 yield descriptor
@@ -69,11 +70,17 @@ class FileDestination:
             raise
 
     def _give_name(self) -> None:
+        with interrupts.put_off():
+            interrupts.between_steps()
+            self._name()
+            interrupts.too_late()
+
+    def _name(self) -> None:
         if self.replaces is None:
             os.link(self.temporary, self.path)  # unlike a rename it refuses a name that was taken meanwhile
             try:
                 self.temporary.unlink()
-                sync_directory(self.path.parent)
+                sync_path(self.path.parent)
             except BaseException:
                 self.path.unlink()
                 raise
@@ -84,7 +91,7 @@ class FileDestination:
         _refuse_in_use(self.path)
         self.temporary.replace(self.path)
         try:
-            sync_directory(self.path.parent)
+            sync_path(self.path.parent)
         except OSError as error:
             raise UnknownStateError(
                 f"is the new image, and whether it stays so after a power cut is unknown: {error.strerror}",
@@ -140,7 +147,7 @@ def _reason(error: BaseException) -> str:
 
 @contextmanager
 def find_destination(
-    out: Path, chain: Chain, sources: Sources, *, overwrite: bool
+    out: Path, chain: Chain, sources: ClusterFiles, *, overwrite: bool
 ) -> Iterator[FileDestination | DeviceDestination]:
     """Look at what has the name, and refuse what must not be written over. Nothing is changed.
 

@@ -27,7 +27,9 @@ class Change:
 
     #: The image, anywhere in the chain; absolute.
     owner: Path
+    #: What it names.
     old: Pointer
+    #: What it is to name.
     new: Pointer
     #: A name for what ``old`` meant, where that itself leads nowhere any more: all was moved together.
     moved: Pointer | None = None
@@ -49,7 +51,7 @@ class Standing:
 
 
 class Disk(Protocol):
-    """An image and all that it stands on, in somebody's hands or in nobody's."""
+    """An image and all that it stands on, in somebody's hands or in nobody's: what the verbs take."""
 
     @property
     def image(self) -> Path:
@@ -71,12 +73,40 @@ class Disk(Protocol):
     def keeps_bitmaps(self) -> bool:
         """Whether who holds the disk finds bitmaps of layers in the layer that replaces them."""
 
+    @property
+    def image_is_written(self) -> str | None:
+        """Who writes to the image, as a phrase, so that no other file can take its place; None if nobody does."""
+
+    @property
+    def holders(self) -> frozenset[int]:
+        """The processes that have the disk's layers open for the disk's sake, and close them when it is switched."""
+
+    @property
+    def known_to_libvirt_as(self) -> tuple[str, str] | None:
+        """The domain's UUID and the disk's target, where :meth:`follow_headers` mends libvirt's definitions."""
+
     def check(self, *, for_index: bool = False) -> None:
         """Refuse a disk that must not be switched now.
 
         :param for_index: whether it is to be switched to an index, on which not everybody starts.
         :raise InputError: with the reason; nothing was touched.
         """
+
+    def check_again(self) -> None:
+        """Refuse what must not be switched by now, while the caller has locks of his own on the layers.
+
+        :raise InputError: with the reason.
+        """
+
+    def reopen(self) -> None:
+        """Have whoever holds the disk open its layers anew: other files that read the same have their names now.
+
+        :raise OperationError: if that failed; the layers are open as before.
+        :raise UnknownStateError: if it is not known which are open.
+        """
+
+    def follow_headers(self) -> None:
+        """Have libvirt's definitions of the disk name what the headers do: layers may be gone. Nothing here fails."""
 
     def standing(self) -> list[Standing]:
         """Return what each image of the chain stands on, the active layer first.
@@ -95,15 +125,25 @@ class Disk(Protocol):
         :raise QemuError: if the new side cannot be opened or read.
         """
 
-    def switch(self, changes: Sequence[Change]) -> None:
+    def set_aside(self) -> AbstractContextManager[None]:
+        """Put the active layer below an overlay, where a switch would copy much; undone, where the block fails.
+
+        :raise OperationError: if that cannot be done; everything is as before.
+        """
+
+    def switch(self, changes: Sequence[Change], *, rate_bytes_per_s: int | None = None) -> None:
         """Switch every pointer, the lowest first; all of them or none.
 
+        :param rate_bytes_per_s: where a switch copies, it does so at most so fast.
         :raise OperationError: if one could not be switched; all are as before.
         :raise UnknownStateError: if it is not known what is left.
         """
 
     def has_switched(self, changes: Sequence[Change]) -> bool:
         """Whether any of the new sides may be in use; asked of the disk itself, and yes where that cannot be told."""
+
+    def superseded(self) -> list[Path]:
+        """Return files beside the image that were made for the disk and are no part of it any more."""
 
     def left_alone(self) -> AbstractContextManager[list[str]]:
         """Have ``chainlift watch`` leave the disk alone from before the block on; as it was, where the block fails.

@@ -31,6 +31,7 @@ _MAGIC: Final = QCOW_MAGIC.to_bytes(4, "big")
 class FoundLift:
     """A lift that one image of a chain stands on."""
 
+    #: The lift itself.
     lift: Lift
     #: What takes it out.
     change: Change
@@ -71,7 +72,8 @@ def _walk(image: Path, standing: Sequence[Standing]) -> Iterator[FoundLift]:
             except ImageError:
                 yield FoundLift(lift, Change(image, pointer, lift.manifest.original), is_certain=False)
                 raise
-            yield FoundLift(lift, Change(image, pointer, original, lift.moved_pointer(image, pointer)), is_certain)
+            certain = is_certain and lift.is_as_built
+            yield FoundLift(lift, Change(image, pointer, original, lift.moved_pointer(image, pointer)), certain)
             pointer = original
             continue
         reference = refer(image, pointer)

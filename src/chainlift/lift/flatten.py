@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from chainlift.chain import Kind, open_chain
 from chainlift.errors import ImageError, OperationError
 from chainlift.host.block_device import write_zeros
 from chainlift.lift.build.copying import Copied, Copier
-from chainlift.lift.build.files import Sources
+from chainlift.lift.build.files import ClusterFiles, files_of
+from chainlift.lift.build.free_space import require_room, require_room_for_copy
 from chainlift.lift.build.index import copy_fragments
 from chainlift.lift.build.merge import Merger, State
 from chainlift.lift.build.rewrite import rewrite
-from chainlift.lift.build.room import require_room, require_room_for_copy
 from chainlift.lift.build.workspace import failed
 from chainlift.lift.destination import DeviceDestination, find_destination, refuse_existing
 from chainlift.lift.neighbours.locks import LayerLocks
-from chainlift.lift.prepare import files_of
-from chainlift.lift.record.source import require_liftable
+from chainlift.lift.record.liftable import require_liftable
 from chainlift.qcow2.writer import ImageWriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from chainlift.chain import Chain
     from chainlift.lift.build.merge import Fragments
@@ -35,16 +34,19 @@ _DEFAULT_CLUSTER = 65536
 
 @dataclass(frozen=True)
 class Flattened:
-    """What was written."""
+    """The image that was written."""
 
+    #: Of the disk.
     virtual_size_bytes: int
+    #: Where it ends in its file or on its device.
     file_bytes: int
+    #: How the data came into it.
     copied: Copied
 
 
-def flatten_chain(
+def flatten(
     image: str | os.PathLike[str],
-    out: Path,
+    out: str | os.PathLike[str],
     *,
     file_format: Literal["qcow2", "raw"] = "qcow2",
     compress: Literal["zlib", "zstd"] | None = None,
@@ -52,23 +54,36 @@ def flatten_chain(
     rate_bytes_per_s: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Flattened:
-    """Write what a guest reads from an image as one image of its own.
+    """Write what a guest reads from an image as one image of its own; the chain stays as it is.
 
+    >>> done = flatten("disk.qcow2", "alone.qcow2")
+    >>> done.virtual_size_bytes
+    4194304
+    >>> with open_chain("alone.qcow2") as chain:
+    ...     chain.length
+    0
+
+    :param image: the active layer, or any other image of a chain; nobody may be writing to it.
     :param out: a file appears whole under this name, or not at all, with the owner and the mode of the image.
+    :param file_format: of what is written.
     :param compress: store clusters compressed (qcow2 only).
     :param overwrite: ``out`` may be a file, which is replaced, or a block device that is large enough; what that has
         behind the image stays.
+    :param rate_bytes_per_s: copy at most so fast.
+    :param progress: called with the bytes copied so far.
+    :return: what was written.
     :raise ImageError: if a layer cannot be read, or is being written to; if ``out`` is there and may not be written
-        over, is in use, too small, or a part of the chain.
+        over, is in use, too small, or a part of the chain; nothing was touched.
     :raise OperationError: if the file system failed; nothing is left behind.
-    :raise UnknownStateError: if writing onto a device failed.
+    :raise UnknownStateError: if writing onto a device failed; what was on it is lost.
     """
+    out = Path(out)
     refuse_existing(out, overwrite=overwrite)
     if compress is not None and file_format == "raw":
         raise ImageError("a raw image cannot be compressed", path=out, hint="leave one of the two out")
     with open_chain(image) as chain:
         require_liftable(chain)
-        sources = Sources(chain)
+        sources = ClusterFiles(chain)
         with (
             LayerLocks(files_of(chain, sources)) as locks,
             find_destination(out, chain, sources, overwrite=overwrite) as destination,
@@ -105,7 +120,7 @@ def _failed(error: OSError, out: Path) -> OperationError | ImageError:
     return failed(error, out)
 
 
-def _most_bytes(chain: Chain, sources: Sources, size: int) -> int:
+def _most_bytes(chain: Chain, sources: ClusterFiles, size: int) -> int:
     """Return what a qcow2 image of a chain takes at most, in bytes, compressed or not."""
     clusters = mapped = 0
     for pieces in Merger(chain, sources, size, sparse=True).pieces():
@@ -124,7 +139,7 @@ class _Work:
     """A chain that is written to an empty file or over a device."""
 
     chain: Chain
-    sources: Sources
+    sources: ClusterFiles
     #: An open file descriptor for each file of the sources, by its path.
     descriptors: dict[str, int]
     rate_bytes_per_s: int | None

@@ -5,26 +5,28 @@ from __future__ import annotations
 import os
 import shlex
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 
 from chainlift.chain import open_chain
-from chainlift.chain.summary import l2_cache_bytes, summarize
+from chainlift.chain.descriptor import check_name
+from chainlift.chain.libvirt_limits import near_limit
+from chainlift.chain.summarize import summarize
+from chainlift.chain.summary import l2_cache_bytes
 from chainlift.errors import ImageError
 from chainlift.lift.build.copying import Copier, can_clone
-from chainlift.lift.build.descriptor import check_name
 from chainlift.lift.build.extents import Seen
-from chainlift.lift.build.files import Sources
+from chainlift.lift.build.files import ClusterFiles, files_of
+from chainlift.lift.build.free_space import RewriteSize, measure_rewrite
 from chainlift.lift.build.index import GENTLE_EXTENTS, gentle_budget, index_cluster_size, least_room
 from chainlift.lift.build.merge import Merger, State
-from chainlift.lift.build.room import RewriteSize, measure_rewrite
 from chainlift.lift.build.squash import layers_below, squash_cluster_size
 from chainlift.lift.flatten import flat_cluster_size
 from chainlift.lift.neighbours.locks import LayerLocks
-from chainlift.lift.prepare import files_of
-from chainlift.lift.record.source import find_source, require_liftable
+from chainlift.lift.record.image_state import read_image_state
+from chainlift.lift.record.liftable import require_liftable
 from chainlift.units import format_bytes
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from chainlift.chain import Chain
+    from chainlift.chain.summary import ChainSummary
     from chainlift.lift.disk import Disk
 
 #: Measured: what a node costs a process beside its cache.
@@ -54,20 +57,23 @@ _INDEX_LIMITS: Final = (
 _NO_SNAPSHOTS: Final = "snapshots are not in the result"
 _LATER: Final = "; squash later, when there is time"
 
-Kind = Literal["none", "index", "index with a budget", "squash", "flatten"]
+#: A way to lift a chain.
+Way = Literal["none", "index", "index with a budget", "squash", "flatten"]
 
 
 @dataclass(frozen=True)
 class Choice:
     """One way to lift a chain."""
 
-    kind: Kind
+    #: Which one.
+    kind: Way
     #: What does it; None for leaving all as it is.
     command: str | None
     #: Layers over the base that QEMU would go through.
     depth: int
     #: Files that QEMU would have open.
     files: int
+    #: What would be copied.
     copied_bytes: int
     #: At the rate that was measured; with reflinks nothing is copied.
     copy_s: float | None
@@ -83,53 +89,75 @@ class Choice:
 class Plan:
     """What could be done with an image."""
 
+    #: The disk's active layer; absolute.
     image: str
+    #: Layers over the base.
     length: int
+    #: Of the disk.
     virtual_size_bytes: int
     #: Layers that own a cluster which can be seen.
     visible_layers: int
+    #: Whether the file system shares blocks: then nothing is copied.
     reflinks: bool
+    #: As it was measured; None where it was not, or could not be.
     copy_bytes_per_s: float | None
+    #: On the image's file system.
     free_bytes: int
+    #: Leaving all as it is, an index, one with a budget, a squash, flattening.
     choices: tuple[Choice, ...]
-    recommended: Kind
+    #: The one to take, by its kind.
+    recommended: Way
+    #: Why, a phrase.
     because: str
+    #: What is below the image, as it would be without a lift.
+    below: ChainSummary = field(repr=False)
 
 
 def plan(disk: Disk, *, named: str | None = None, measure: bool = True) -> Plan:
-    """Say what each lift would do to this chain.
+    """Say what each lift would do to this chain. Nothing is changed.
 
+    >>> with open_disk("disk.qcow2") as disk:
+    ...     found = plan(disk, measure=False)
+    >>> found.recommended, found.because
+    ('none', 'a chain this short costs next to nothing')
+    >>> [(choice.kind, choice.depth) for choice in found.choices]
+    [('none', 4), ('index', 1), ('index with a budget', 1), ('squash', 2), ('flatten', 0)]
+
+    :param disk: from :func:`~chainlift.lift.open.open_disk`.
     :param named: the words that name the disk in the commands; None: its image.
     :param measure: copy 64 MiB into a file without a name beside the image, to know how fast that is.
+    :return: the ways there are, and the one to take.
     :raise ImageError: if the image has no chain, or it cannot be read.
     """
     standing = disk.standing()
-    source = find_source(disk.image, standing[0].pointer if standing else None)
-    with source.open_original() as chain:
+    state = read_image_state(disk.image, standing[0].pointer if standing else None)
+    with state.open_original() as chain:
         require_liftable(chain)
-        sources = Sources(chain)
+        sources = ClusterFiles(chain)
         with LayerLocks(files_of(chain, sources)) as locks:
             seen = _look(chain, sources)
-            directory = source.image.parent
+            directory = state.image.parent
             status = os.statvfs(directory)
             fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 reflinks = can_clone(fd, locks.descriptors[sources.files[0].path])
-                rate = _copy_rate(fd, sources, seen.visible_bytes, locks.descriptors) if measure else None
+                rate = copy_rate(fd, sources, seen.visible_bytes, locks.descriptors) if measure else None
             finally:
                 os.close(fd)
             free = status.f_bavail * status.f_frsize
+            below = summarize(chain)
             choices = _choices(
-                named or shlex.quote(str(source.image)),
-                source.image,
+                named or shlex.quote(str(state.image)),
+                state.image,
                 chain,
                 sources,
                 seen,
                 _Means(reflinks, rate, free),
+                below.l2_cache_bytes,
             )
             recommended, because = recommend(choices, reflinks=reflinks)
             return Plan(
-                image=str(source.image),
+                image=str(state.image),
                 length=len(chain.layers),  # the image itself is one more, the base is not counted
                 virtual_size_bytes=chain.virtual_size,
                 visible_layers=len(seen.visible_files),
@@ -139,6 +167,7 @@ def plan(disk: Disk, *, named: str | None = None, measure: bool = True) -> Plan:
                 choices=choices,
                 recommended=recommended,
                 because=because,
+                below=below,
             )
 
 
@@ -167,7 +196,7 @@ class _Look:
         return self.pointed.visible * self.cluster_size
 
 
-def _look(chain: Chain, sources: Sources) -> _Look:
+def _look(chain: Chain, sources: ClusterFiles) -> _Look:
     seen, mixed = Seen.none(sources.files), 0
     in_parts = np.zeros(len(sources.files), dtype=bool)
     size = index_cluster_size(chain)
@@ -179,10 +208,15 @@ def _look(chain: Chain, sources: Sources) -> _Look:
     return _Look(size, seen, mixed, np.flatnonzero((seen.visible > 0) | in_parts).tolist())
 
 
-def _copy_rate(
-    directory: int, sources: Sources, visible_bytes: NDArray[np.int64], descriptors: dict[str, int]
+def copy_rate(
+    directory: int, sources: ClusterFiles, visible_bytes: NDArray[np.int64], descriptors: dict[str, int]
 ) -> float | None:
-    """Copy some of the layers into a file that never gets a name; return bytes per second, None if that cannot be."""
+    """Copy some of the layers into a file that never gets a name; return bytes per second, None if that cannot be.
+
+    :param directory: a descriptor of it.
+    :param visible_bytes: how much of each file there is to copy at most.
+    :param descriptors: an open file descriptor for each file of the sources, by its path.
+    """
     try:
         fd = os.open(f"/proc/self/fd/{directory}", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
     except OSError:
@@ -206,14 +240,16 @@ def _copy_rate(
         os.close(fd)
 
 
-def _choices(name: str, image: Path, chain: Chain, sources: Sources, seen: _Look, means: _Means) -> tuple[Choice, ...]:
+def _choices(
+    name: str, image: Path, chain: Chain, sources: ClusterFiles, seen: _Look, means: _Means, cache_bytes: int
+) -> tuple[Choice, ...]:
     length = len(chain.layers)
     # One image with everything has a table for all of the disk.
     size = seen.cluster_size
     per_layer = l2_cache_bytes(-(-chain.virtual_size // (size * size // 8)), size) + _NODE_BYTES
 
     def choice(
-        kind: Kind,
+        kind: Way,
         command: str | None,
         depth: int,
         files: int,
@@ -230,7 +266,7 @@ def _choices(name: str, image: Path, chain: Chain, sources: Sources, seen: _Look
         against = mind if impossible is None else (impossible, *mind)
         return Choice(kind, command, depth, files, copied, seconds, memory_bytes, impossible, against)
 
-    def index(kind: Kind, budget_bytes: int) -> Choice:
+    def index(kind: Way, budget_bytes: int) -> Choice:
         extents = seen.pointed.choose(seen.mixed_clusters, budget_bytes // size)
         takes = RewriteSize(extents.copied_clusters * size, least_room(chain))
         budget = f" --copy-budget {budget_bytes >> 20}M" if budget_bytes else ""
@@ -240,16 +276,18 @@ def _choices(name: str, image: Path, chain: Chain, sources: Sources, seen: _Look
         return choice(kind, f"chainlift index {name}{budget}", 1, files, takes, memory, cannot, _INDEX_LIMITS)
 
     # A layer of the chain has tables only where it has clusters.
-    held = summarize(chain).l2_cache_bytes + (length + 1) * _NODE_BYTES
+    held = cache_bytes + (length + 1) * _NODE_BYTES
     squash, nothing_between = RewriteSize(0, 0), None
     if length < 2:  # the base may be raw, and say no cluster size
         nothing_between = "there is nothing between the image and its base"
     else:
         squash = _squash_size(chain, sources)
     gentle = gentle_budget(seen.visible_bytes.tolist())
+    limit = near_limit(chain.layers, above=1)
+    mind = () if limit is None else (limit.describe(),)
     flat = _flat_size(image, chain, sources)
     return (
-        choice("none", None, length, length + 1, RewriteSize(0, 0), held),
+        choice("none", None, length, length + 1, RewriteSize(0, 0), held, mind=mind),
         index("index", 0),
         index("index with a budget", -(-gentle // _MIB) * _MIB),
         choice("squash", f"chainlift squash {name}", 2, 3, squash, 3 * per_layer, nothing_between),
@@ -257,25 +295,25 @@ def _choices(name: str, image: Path, chain: Chain, sources: Sources, seen: _Look
     )
 
 
-def _squash_size(chain: Chain, sources: Sources) -> RewriteSize:
+def _squash_size(chain: Chain, sources: ClusterFiles) -> RewriteSize:
     size = squash_cluster_size(chain)
     return measure_rewrite(
         Merger(chain, sources, size, below=layers_below(chain, len(chain.layers) - 1)), sources, size
     )
 
 
-def _flat_size(image: Path, chain: Chain, sources: Sources) -> RewriteSize:
+def _flat_size(image: Path, chain: Chain, sources: ClusterFiles) -> RewriteSize:
     try:
         with open_chain(image) as whole:
             size = flat_cluster_size(whole)
-            found = Sources(whole)
+            found = ClusterFiles(whole)
             return measure_rewrite(Merger(whole, found, size, sparse=True), found, size)
     except ImageError:  # its lift is broken, say: the chain below it is most of it
         size = flat_cluster_size(chain)
         return measure_rewrite(Merger(chain, sources, size, sparse=True), sources, size)
 
 
-def recommend(choices: tuple[Choice, ...], *, reflinks: bool) -> tuple[Kind, str]:
+def recommend(choices: tuple[Choice, ...], *, reflinks: bool) -> tuple[Way, str]:
     """Choose among what can be done.
 
     :return: the kind, and why.
@@ -304,7 +342,7 @@ def recommend(choices: tuple[Choice, ...], *, reflinks: bool) -> tuple[Kind, str
     return "none", f"neither an index nor a squash can be had: {index.impossible}"
 
 
-def _unnamable(sources: Sources, kept: Sequence[int]) -> str | None:
+def _unnamable(sources: ClusterFiles, kept: Sequence[int]) -> str | None:
     """Return why a descriptor cannot name one of the files that an index points into."""
     for number in kept:
         try:

@@ -17,10 +17,10 @@ from chainlift._version import __version__
 from chainlift.chain.digest import TablesDigest
 from chainlift.errors import ImageError
 from chainlift.lift.build.copying import Copied
-from chainlift.lift.build.files import Sources
+from chainlift.lift.build.files import ClusterFiles, files_of
+from chainlift.lift.build.free_space import require_room, require_room_for_copy
 from chainlift.lift.build.index import build_index, least_room
 from chainlift.lift.build.layers import describe_layers
-from chainlift.lift.build.room import require_room, require_room_for_copy
 from chainlift.lift.build.squash import build_squash, find_onto, layers_below, squash_cluster_size
 from chainlift.lift.build.workspace import Workspace, as_errors
 from chainlift.lift.disk import Change
@@ -28,9 +28,10 @@ from chainlift.lift.neighbours.carried import has_bitmaps
 from chainlift.lift.neighbours.links import reached_by_link
 from chainlift.lift.neighbours.locks import LayerLocks
 from chainlift.lift.record.identity import identify
+from chainlift.lift.record.image_state import read_image_state
+from chainlift.lift.record.liftable import require_liftable
 from chainlift.lift.record.manifest import SUFFIX, Manifest, Pointer
 from chainlift.lift.record.pointer import led_to, refer
-from chainlift.lift.record.source import find_source, require_liftable
 
 if TYPE_CHECKING:
     import os
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from chainlift.chain import Chain, Layer
     from chainlift.lift.build.index import BuiltIndex
     from chainlift.lift.build.squash import BuiltSquash
-    from chainlift.lift.record.source import Source
+    from chainlift.lift.record.image_state import ImageState
 
 
 @dataclass
@@ -79,9 +80,9 @@ class Prepared:
 class _Work:
     """A chain that is being lifted: its layers locked against writers, the directory beside the image held."""
 
-    source: Source
+    state: ImageState
     chain: Chain
-    sources: Sources
+    sources: ClusterFiles
     workspace: Workspace
     #: An open file descriptor for each file of the sources, by its path.
     descriptors: dict[str, int]
@@ -109,8 +110,8 @@ class _Work:
             kind=kind,
             chainlift=__version__,
             created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-            image=str(self.source.image),
-            original=self.source.original,
+            image=str(self.state.image),
+            original=self.state.original,
             lifted=Pointer(name=built.backing_name, format="qcow2"),
             layers=described[:count],
             below=described[count:],
@@ -120,34 +121,34 @@ class _Work:
             cluster_size_bytes=built.cluster_size,
             copied_bytes=copied.copied_bytes,
             cloned_bytes=copied.cloned_bytes,
-            original_path=_original_path(self.source),
+            original_path=_original_path(self.state),
             used=False,
-            supersedes=_supersedes(self.source),
+            supersedes=_supersedes(self.state),
         )
         self.workspace.publish(Path(files[-1]).stem, manifest)
-        source = self.source
-        moved = None if source.lift is None else source.lift.moved_pointer(source.image, source.current)
-        return Prepared(manifest, self.workspace, Change(source.image, source.current, manifest.lifted, moved))
+        state = self.state
+        moved = None if state.lift is None else state.lift.moved_pointer(state.image, state.current)
+        return Prepared(manifest, self.workspace, Change(state.image, state.current, manifest.lifted, moved))
 
 
-def _original_path(source: Source) -> str | None:
-    reference = refer(source.image, source.original)
+def _original_path(state: ImageState) -> str | None:
+    reference = refer(state.image, state.original)
     if not reference.follows_header or reference.is_descriptor:
         return None
-    return str(led_to(source.image, source.original))
+    return str(led_to(state.image, state.original))
 
 
-def _supersedes(source: Source) -> list[str]:
+def _supersedes(state: ImageState) -> list[str]:
     """Return the lifts that the image needs no more once it stands on the new one: this one's, and those before."""
-    if source.lift is None or not source.lift.can_be_undone:
+    if state.lift is None or not state.lift.can_be_undone:
         return []
-    return [str(source.lift.file), *source.lift.manifest.supersedes]
+    return [str(state.lift.file), *state.lift.manifest.supersedes]
 
 
 @contextmanager
 def _working_on(
     image: str | os.PathLike[str],
-    check: Callable[[Path, Chain, Sources, dict[str, int]], None],
+    check: Callable[[Path, Chain, ClusterFiles, dict[str, int]], None],
     *,
     current: Pointer | None,
     parent: Path | None,
@@ -159,19 +160,19 @@ def _working_on(
     :param current: what the image stands on, where that is known better than by its header.
     :param parent: the directory in which ``IMAGE.lift/`` is made; None: the image's.
     """
-    source = find_source(image, current)
-    workspace = Workspace(source.image, parent)
+    state = read_image_state(image, current)
+    workspace = Workspace(state.image, parent)
     workspace.require_place()
-    with as_errors(workspace), source.open_original() as chain:
+    with as_errors(workspace), state.open_original() as chain:
         require_liftable(chain)
-        sources = Sources(chain)
+        sources = ClusterFiles(chain)
         with LayerLocks(files_of(chain, sources)) as locks:
             check(workspace.path.parent, chain, sources, locks.descriptors)
             with workspace.hold():
                 digests = [TablesDigest() for _ in chain.layers]
                 before = set(workspace.lifts())
                 try:
-                    yield _Work(source, chain, sources, workspace, locks.descriptors, digests)
+                    yield _Work(state, chain, sources, workspace, locks.descriptors, digests)
                 except BaseException:
                     # Of what was begun here and not published nothing stays; the first error is the one to tell.
                     with suppress(OSError, ImageError):
@@ -247,8 +248,8 @@ def prepare_squash(
     """
     with _working_on(image, partial(_check_squash, onto, drop_bitmaps), current=current, parent=parent) as work:
         number = find_onto(work.chain, onto)
-        path = work.source.image
-        absolute = absolute_names or parent is not None or work.source.original.name.startswith("/")
+        path = work.state.image
+        absolute = absolute_names or parent is not None or work.state.original.name.startswith("/")
         built = build_squash(
             work.chain,
             work.sources,
@@ -269,7 +270,7 @@ def _check_index(
     drop_bitmaps: bool,  # noqa: FBT001
     directory: Path,
     chain: Chain,
-    sources: Sources,  # noqa: ARG001
+    sources: ClusterFiles,  # noqa: ARG001
     descriptors: dict[str, int],  # noqa: ARG001
 ) -> None:
     if not drop_bitmaps:
@@ -292,7 +293,7 @@ def _check_squash(
     drop_bitmaps: bool,  # noqa: FBT001
     directory: Path,
     chain: Chain,
-    sources: Sources,
+    sources: ClusterFiles,
     descriptors: dict[str, int],
 ) -> None:
     number = find_onto(chain, onto)
@@ -300,9 +301,3 @@ def _check_squash(
         _refuse_bitmaps(chain.layers[:number])
     below = layers_below(chain, number)
     require_room_for_copy(directory, chain, sources, descriptors, squash_cluster_size(chain), below=below)
-
-
-def files_of(chain: Chain, sources: Sources) -> dict[str, Path]:
-    """Return every file of a chain by the name that the chain has for it."""
-    names = [*(layer.file.path for layer in chain.layers), *(source.path for source in sources.files)]
-    return {name: Path(name) for name in names}

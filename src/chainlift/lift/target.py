@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from chainlift.chain.names import parse_name
 from chainlift.chain.opening import probe_format
-from chainlift.qcow2.file import ImageFile
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from chainlift.chain.names import Reference
+
+#: Drivers that open what lies in a file or on a device.
+PROTOCOLS: Final = ("file", "host_device")
 
 
 @dataclass(frozen=True)
@@ -28,7 +33,13 @@ class Target:
 
 
 def node_options(options: Mapping[str, Any], name: str, *, direct: bool, no_flush: bool) -> dict[str, Any]:
-    """Return the options of ``blockdev-add`` for a node of this name, with this cache mode in all of it."""
+    """Return the options of ``blockdev-add`` for a node of this name, with this cache mode in all of it.
+
+    :param options: nested, as ``blockdev-add`` takes them; without a name.
+    :param name: of the uppermost node.
+    :param direct: past the page cache.
+    :param no_flush: as QEMU's ``no-flush``.
+    """
     return {**_with_cache(options, {"direct": direct, "no-flush": no_flush}), "node-name": name}
 
 
@@ -53,50 +64,47 @@ def backing_target(image: Path, pointer: str, pointer_format: str | None) -> Tar
     :raise PolicyError: if the name leads to anything but local files.
     :raise ImageError: if it is no name, or the file cannot be looked at.
     """
-    reference = parse_name(pointer, named_in=str(image), file_format=pointer_format)
-    if pointer.startswith("json:"):
-        # As it was given: what it overrides stays overridden.
-        options = unflatten(json.loads(pointer[5:]))
-        if isinstance(options.get("filename"), str):
-            options = {"file": options}
-        if pointer_format is not None:
-            options["driver"] = pointer_format
-        return Target(pointer, _read_only(_complete(options)))
-    file = {"driver": _file_driver(reference.path), "filename": reference.path}
-    return Target(pointer, _read_only({"driver": _format(reference.format, reference.path), "file": file}))
+    return Target(pointer, open_options(parse_name(pointer, named_in=str(image), file_format=pointer_format)))
 
 
-def _complete(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Name every driver that a ``json:`` name leaves for QEMU to find: ``blockdev-add`` finds none."""
-    found: dict[str, Any] = {
-        key: _complete(value) if isinstance(value, dict) else value for key, value in options.items()
+def open_options(reference: Reference) -> dict[str, Any]:
+    """Return the options of ``blockdev-add`` that open a reference, read-only; what is not said follows its headers.
+
+    Of a layer only the node itself is said to be read-only: its file inherits that, and QEMU can then reopen both for
+    writing, as ``block-commit`` and ``change-backing-file`` do. Of an index every node is.
+    """
+    if reference.is_descriptor:
+        file = {"driver": "file", "read-only": True, "filename": reference.path}
+        return {"driver": "qcow2", "read-only": True, "file": {"driver": "vmdk", "read-only": True, "file": file}}
+    options: dict[str, Any] = {
+        "driver": layer_format(reference),
+        "read-only": True,
+        "file": {"driver": protocol(reference.path), "filename": reference.path},
     }
-    if isinstance(found.get("filename"), str):
-        found.setdefault("driver", _file_driver(found["filename"]))
-    elif isinstance(found.get("file"), dict):
-        found["driver"] = _format(found.get("driver"), found["file"].get("filename"))
-    return found
+    if reference.data_file is not None:
+        path = reference.data_file.path
+        options["data-file"] = {"driver": protocol(path), "filename": path}
+    if not reference.follows_header:
+        options["backing"] = None if reference.backing is None else open_options(reference.backing)
+    return options
 
 
-def _file_driver(path: str) -> str:
-    return "host_device" if Path(path).is_block_device() else "file"
+def layer_format(reference: Reference) -> str:
+    """Return the driver of a layer, by a look into the file where nobody said it.
+
+    :raise OSError: if it cannot be read.
+    """
+    if reference.format is not None:
+        return "raw" if reference.format in PROTOCOLS else reference.format
+    with Path(reference.path).open("rb") as file:
+        return probe_format(file.read(4096))
 
 
-def _format(said: str | None, path: str | None) -> str:
-    if said in ("file", "host_device"):  # a backing format that means what lies in the file
-        return "raw"
-    if said is not None or path is None:
-        return said or "raw"
-    file = ImageFile(path)
-    try:
-        return probe_format(file.pread(0, 4096))
-    finally:
-        file.close()
-
-
-def _read_only(options: Mapping[str, Any]) -> dict[str, Any]:
-    inner = {key: _read_only(value) if isinstance(value, dict) else value for key, value in options.items()}
-    return {**inner, "read-only": True} if "driver" in options else inner
+def protocol(path: str) -> str:
+    """Return the driver that opens a file by its path as QEMU would by itself."""
+    with suppress(OSError):  # opening it will say what is wrong with the name
+        return "host_device" if Path(path).is_block_device() else "file"
+    return "file"
 
 
 def _with_cache(options: Mapping[str, Any], cache: Mapping[str, bool]) -> dict[str, Any]:

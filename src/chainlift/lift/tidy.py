@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 class Tidied:
     """What was removed, and what stays."""
 
+    #: Files that were removed.
     removed: list[Path] = field(default_factory=list)
     #: File of a lift -> why it stays.
     kept: dict[Path, str] = field(default_factory=dict)
@@ -38,19 +39,28 @@ def require_removable(files: Iterable[Path]) -> None:
 
 
 def remove_lifts(
-    files: Sequence[Path], *, image: Path, search: Sequence[Path] = (), held: Workspace | None = None
+    files: Sequence[Path],
+    *,
+    image: Path,
+    overlays: Sequence[Path] = (),
+    search: Sequence[Path] = (),
+    held: Workspace | None = None,
+    used: bool = True,
 ) -> Tidied:
     """Remove lifts and their records, but for those that somebody needs.
 
     :param files: what images name of the lifts.
     :param image: the image that stood on them; its directory is searched.
+    :param overlays: images that are removed as well, and may be what needs a lift.
     :param search: more directories in which images are looked for.
     :param held: the workspace that the caller holds already.
+    :param used: whether an image may have named them; the note beside forgets what was never used.
     """
     goes = {file: _parts(file) for file in dict.fromkeys(files) if file.exists()}
+    places = [*search, *(file.parent.parent for file in goes)]
+    goes |= {file: [file] for file in overlays if file.exists()}
     if not goes:
         return Tidied()
-    places = [*search, *(file.parent.parent for file in goes)]
     neighbourhood = Neighbourhood(image, search=places)
     kept: dict[Path, str] = {}
     # What is named only by something that goes, goes too; what stays keeps what it names.
@@ -62,14 +72,19 @@ def remove_lifts(
         kept |= stays
         goes = {file: parts for file, parts in goes.items() if file not in stays}
     removed: list[Path] = []
-    for directory in sorted({file.parent for file in goes}):
-        stems = [file.stem for file in goes if file.parent == directory]
+    for file in overlays:
+        if file in goes:
+            file.unlink()
+            removed.append(file)
+    lifts = [file for file in goes if file not in removed]
+    for directory in sorted({file.parent for file in lifts}):
+        stems = [file.stem for file in lifts if file.parent == directory]
         if held is not None and held.path == directory:
-            removed += _remove(held, stems)
+            removed += _remove(held, stems, used=used)
         else:
             workspace = Workspace.at(directory, image)
             with as_errors(workspace), workspace.hold():
-                removed += _remove(workspace, stems)
+                removed += _remove(workspace, stems, used=used)
     return Tidied(removed, kept, neighbourhood.searched)
 
 
@@ -81,8 +96,8 @@ def remove_leftovers(image: Path) -> None:
             pass  # whoever takes hold of it removes them
 
 
-def _remove(workspace: Workspace, stems: Sequence[str]) -> list[Path]:
-    removed = [path for stem in stems for path in workspace.remove_lift(stem, used=True)]
+def _remove(workspace: Workspace, stems: Sequence[str], *, used: bool) -> list[Path]:
+    removed = [path for stem in stems for path in workspace.remove_lift(stem, used=used)]
     old = workspace.path / NAME  # the one record of a directory, up to schema 2
     if old.exists() and not any(workspace.record_of(stem) == old for stem in workspace.lifts()):
         old.unlink()

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from chainlift.errors import AnswerIsNo, ChainliftError, ImageError, InputError
+from chainlift.host import interrupts
+from chainlift.host.log import logged_verb
 from chainlift.lift.build.workspace import Workspace
 from chainlift.lift.delete import Deletion, Kept, delete_layers, finish_deletion, plan_deletion
 from chainlift.lift.find import FoundLift, find_lifts, merged
@@ -22,7 +24,7 @@ from chainlift.lift.prepare import prepare_index, prepare_squash
 from chainlift.lift.record.lifts import find_lift
 from chainlift.lift.record.manifest import SUFFIX
 from chainlift.lift.tidy import Tidied, remove_leftovers, remove_lifts, require_removable
-from chainlift.qemu.binary import find_qemu
+from chainlift.qemu.find import find_qemu
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
@@ -41,6 +43,7 @@ GENTLE_COPY_BYTES: Final = 1 << 30
 class Lifted:
     """What a lift did."""
 
+    #: The lift's record.
     manifest: Manifest
     #: Layers that were deleted and kept, where that was asked for.
     deletion: Deletion | None = None
@@ -54,11 +57,13 @@ class Restored:
 
     #: The lifts that were taken out, the uppermost first.
     found: list[FoundLift]
+    #: What became of their files.
     tidied: Tidied = field(default_factory=Tidied)
     #: What an operator should know.
     warnings: list[str] = field(default_factory=list)
 
 
+@logged_verb
 def index(
     disk: Disk,
     *,
@@ -74,8 +79,14 @@ def index(
 ) -> Lifted:
     """Build the index of everything under a disk's active layer, and switch the disk to it.
 
+    >>> with open_disk("disk.qcow2") as disk:
+    ...     done = index(disk)
+    >>> done.manifest.kind, done.manifest.extents
+    ('index', 5)
+
+    :param disk: from :func:`~chainlift.lift.open.open_disk`.
     :param copy_budget_bytes: how much of the smallest layers may be copied, so that fewer extents remain. None: nothing
-        or, where somebody waits for the switch, what it takes to have few, up to :data:`GENTLE_COPY_BYTES`.
+        or, where somebody waits for the switch, what it takes to have few, up to 1 GiB.
     :param most_extents: copy no more than it takes to be left with so many.
     :param drop_bitmaps: go on although layers have persistent bitmaps, which cannot be reached any more afterwards.
     :param content: compare everything before the switch, not only a sample.
@@ -84,10 +95,11 @@ def index(
     :param search: directories in which other images are looked for, besides the image's.
     :param rate_bytes_per_s: copy at most so fast.
     :param progress: called with the bytes copied so far, then with those compared.
+    :return: the lift's record, and what became of lifts that it replaces. The disk stands on the index.
     :raise InputError: if the disk cannot be lifted; nothing was touched.
-    :raise AnswerIsNo: if the comparison differs; nothing was switched.
+    :raise AnswerIsNo: if the comparison differs; nothing was switched, and what was built is removed.
     :raise OperationError: if something failed; everything is as before.
-    :raise UnknownStateError: if it is not known what is left.
+    :raise UnknownStateError: if it is not known what is left; the text says what is known, and what to do.
     """
     disk.check(for_index=True)
     if copy_budget_bytes is None:
@@ -107,6 +119,7 @@ def index(
         return Lifted(prepared.manifest, tidied=_settle(disk, prepared, clean=clean, search=search))
 
 
+@logged_verb
 def squash(
     disk: Disk,
     *,
@@ -124,39 +137,46 @@ def squash(
 
     Persistent bitmaps of the layers that are replaced are carried over, where who holds the disk will find them there.
 
+    >>> with open_disk("disk.qcow2") as disk:
+    ...     done = squash(disk)
+    >>> done.manifest.kind, len(done.manifest.layers), done.deletion
+    ('squash', 3, None)
+
     :param onto: path of the layer that the new one stands on; None: the base.
     :param drop_bitmaps: go on without those that cannot be carried over.
     :param delete_layers_in: delete the replaced layers, after a comparison of every byte, where nobody needs them;
         these directories are searched for other images. Or what a run that was killed has left of them.
-    :return: also what was deleted and kept.
+    :return: the lift's record, what was deleted and kept of the layers, and what became of lifts that it replaces. The
+        disk stands on the squash.
 
     The other parameters and errors are those of :func:`index`.
     """
     disk.check()
-    current = _current(disk)
-    if delete_layers_in is not None and (finished := finish_deletion(disk.image, current, delete_layers_in)):
+    if delete_layers_in is not None and (finished := finish_deletion(disk.image, _current(disk), delete_layers_in)):
         return Lifted(*finished)
-    prepare = prepare_squash(
-        disk.image,
-        current=current,
-        parent=parent,
-        absolute_names=disk.needs_absolute_names,
-        onto=onto,
-        drop_bitmaps=drop_bitmaps or disk.keeps_bitmaps,
-        finish=None if drop_bitmaps else partial(_carry_bitmaps, disk),
-        rate_bytes_per_s=rate_bytes_per_s,
-        progress=progress,
-    )
     deletes = delete_layers_in is not None
-    with _in_use(disk, prepare, content=content or deletes, progress=progress) as prepared:
-        # Lifts that point into layers that are deleted would be of no use to anybody.
-        tidied = _settle(disk, prepared, clean=clean or deletes, search=[*search, *(delete_layers_in or ())])
-        deletion = None
-        if delete_layers_in is not None:
-            deletion = _delete(disk, prepared, delete_layers_in)
-        return Lifted(prepared.manifest, deletion, tidied)
+    with disk.set_aside():
+        prepare = prepare_squash(
+            disk.image,
+            current=_current(disk),
+            parent=parent,
+            absolute_names=disk.needs_absolute_names,
+            onto=onto,
+            drop_bitmaps=drop_bitmaps or disk.keeps_bitmaps,
+            finish=None if drop_bitmaps else partial(_carry_bitmaps, disk),
+            rate_bytes_per_s=rate_bytes_per_s,
+            progress=progress,
+        )
+        with _in_use(disk, prepare, content=content or deletes, rate=rate_bytes_per_s, progress=progress) as prepared:
+            # Lifts that point into layers that are deleted would be of no use to anybody.
+            tidied = _settle(disk, prepared, clean=clean or deletes, search=[*search, *(delete_layers_in or ())])
+            deletion = None
+            if delete_layers_in is not None:
+                deletion = _delete(disk, prepared, delete_layers_in)
+            return Lifted(prepared.manifest, deletion, tidied)
 
 
+@logged_verb
 def restore(
     disk: Disk,
     *,
@@ -169,12 +189,26 @@ def restore(
 ) -> Restored:
     """Take lifts out of a disk's chain, wherever they are: every image names what it named before again.
 
+    >>> with open_disk("disk.qcow2") as disk:
+    ...     lifted = index(disk)
+    ...     done = restore(disk, clean=True)
+    >>> [(found.lift.manifest.kind, found.change.new.name) for found in done.found]
+    [('index', 'layer3.qcow2')]
+
+    :param disk: from :func:`~chainlift.lift.open.open_disk`.
     :param only: these lifts, each named by its file or by the image that stands on it; empty: all.
     :param clean: remove their files, too, where nobody else needs them.
     :param dry_run: only say which.
     :param content: compare everything before the switch, not only a sample.
     :param search: directories in which other images are looked for, besides the image's.
-    :raise ImageError: if the disk stands on no lift, or there is no way back.
+    :param progress: called with the bytes compared so far.
+    :return: the lifts, and what became of their files. What failed after the switch is told there, and changes nothing.
+    :raise ImageError: if the disk stands on no lift, or there is no way back; nothing was touched.
+    :raise InputError: if one of ``only`` is no lift of the chain, or the disk must not be switched; nothing was
+        touched.
+    :raise AnswerIsNo: if the original chain reads differently; nothing was switched.
+    :raise OperationError: if something failed; everything is as before.
+    :raise UnknownStateError: if it is not known what is left; the text says what is known, and what to do.
     """
     found = find_lifts(disk)
     if not found:
@@ -197,9 +231,10 @@ def restore(
         hint = "a layer was changed or replaced since; chainlift verify says which"
         raise AnswerIsNo(error.what, path=error.path, hint=hint) from error
     disk.check()
-    with disk.left_alone() as warnings:
+    with interrupts.put_off(), disk.left_alone() as warnings:
         disk.switch(changes)
-    tidied = Tidied()
+        interrupts.too_late()
+    tidied = Tidied(kept=dict.fromkeys(disk.superseded(), "it was not asked for"))
     if clean:
         # What fails from here on is told, and changes nothing of the switch.
         files = [file for entry in found for file in (entry.lift.file, *map(Path, entry.lift.manifest.supersedes))]
@@ -218,6 +253,7 @@ def _in_use(
     prepare: AbstractContextManager[Prepared],
     *,
     content: bool,
+    rate: int | None = None,
     progress: Callable[[int], None] | None,
 ) -> Iterator[Prepared]:
     """Build a lift and switch the disk to it; the block runs while the layers and the directory are still held."""
@@ -227,8 +263,10 @@ def _in_use(
         # Building may have taken minutes: what was allowed before must still be.
         disk.check(for_index=prepared.manifest.kind == "index")
         try:
-            prepared.mark_used()
-            disk.switch(changes)
+            with interrupts.put_off():
+                prepared.mark_used()
+                disk.switch(changes, rate_bytes_per_s=rate)
+                interrupts.too_late()
         except BaseException:
             if not _may_have_switched(disk, changes):
                 # The first error is the one to tell.
@@ -249,14 +287,15 @@ def _may_have_switched(disk: Disk, changes: Sequence[Change]) -> bool:
 def _settle(disk: Disk, prepared: Prepared, *, clean: bool, search: Sequence[Path]) -> Tidied:
     files = [Path(name) for name in prepared.manifest.supersedes]
     if not clean:
-        return Tidied(kept={path: "it was not asked for" for path in files if path.exists()})
+        there = [*files, *disk.superseded()]
+        return Tidied(kept={path: "it was not asked for" for path in there if path.exists()})
     return _remove(files, disk, search, held=prepared.workspace)
 
 
 def _remove(files: Sequence[Path], disk: Disk, search: Sequence[Path], *, held: Workspace | None = None) -> Tidied:
     """Remove lifts after a switch, which has been made whatever happens here: what fails is told of the file."""
     try:
-        return remove_lifts(files, image=disk.image, search=search, held=held)
+        return remove_lifts(files, image=disk.image, overlays=disk.superseded(), search=search, held=held)
     except (ChainliftError, OSError) as error:
         there = [file for file in files if file.exists() or file.with_suffix(SUFFIX).exists()]
         return Tidied(kept=dict.fromkeys(there, f"not removed: {error}"))
@@ -297,6 +336,12 @@ def _remove_left(disk: Disk, search: Sequence[Path]) -> Tidied:
 def _not_lifted(disk: Disk) -> ImageError:
     pointer = _current(disk)
     lift = None if pointer is None else find_lift(disk.image, pointer)
+    if lift is not None and not lift.manifest.deleted:
+        return ImageError(
+            "is not lifted any more: its squash was written to since, and is a layer like any other",
+            path=disk.image,
+            hint="what was merged into it is in none of the layers that it was made of",
+        )
     if lift is not None:
         return ImageError(
             "its original layers were deleted when it was squashed", path=disk.image, hint="there is no way back"

@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 class Finding:
     """Something that is not as it was."""
 
+    #: The file.
     path: str
+    #: What is not, a phrase.
     what: str
 
 
@@ -38,19 +40,26 @@ class Verified:
 
     #: The image that stands on it.
     image: Path
+    #: The lift itself.
     lift: Lift
     #: What is not as it was; nothing if the lift is true.
     findings: list[Finding]
 
 
 def verify(disk: Disk, *, content: bool = False, progress: Callable[[int], None] | None = None) -> list[Verified]:
-    """Check every lift in a disk's chain against its record.
+    """Check every lift in a disk's chain against its record. Nothing is changed.
 
+    >>> with open_disk("disk.qcow2") as disk:
+    ...     lifted = index(disk)
+    ...     [(lift.image.name, lift.findings) for lift in verify(disk, content=True)]
+    [('disk.qcow2', [])]
+
+    :param disk: from :func:`~chainlift.lift.open.open_disk`.
     :param content: compare every byte with the original chain, too, where there is one; what lies in the same place of
         the same files need not be read for that.
     :param progress: called with the bytes compared so far.
-    :return: the lifts, the uppermost first.
-    :raise ImageError: if the disk stands on no lift.
+    :return: the lifts, the uppermost first, each with what is not as it was. That it is not true is no error here.
+    :raise ImageError: if the disk stands on no lift, or a header or a record cannot be read.
     """
     verified = []
     for entry in find_lifts(disk, as_far_as_possible=True):

@@ -17,7 +17,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from chainlift.errors import ImageError, PolicyError
-from chainlift.host.limits import open_files
+from chainlift.host.process_limits import open_files
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -155,7 +155,12 @@ class ImageFile:
 
 
 def pread_into(descriptor: int, buffer: memoryview, offset: int) -> int:
-    """Read bytes into a buffer and return how many; fewer than it has only where the file ends."""
+    """Read bytes into a buffer and return how many; fewer than it has only where the file ends.
+
+    :param descriptor: of the file.
+    :param buffer: is filled, as far as the file goes.
+    :param offset: in bytes.
+    """
     done = 0
     while done < len(buffer) and (count := os.preadv(descriptor, [buffer[done:]], offset + done)):
         done += count
@@ -163,7 +168,12 @@ def pread_into(descriptor: int, buffer: memoryview, offset: int) -> int:
 
 
 def reading_failed(path: str, offset: int, error: Exception) -> ImageError:
-    """Return the error of a failed read at ``offset``, in bytes."""
+    """Return the error of a failed read at ``offset``, in bytes.
+
+    :param path: of the file.
+    :param offset: in bytes.
+    :param error: what the operating system said.
+    """
     return ImageError(f"reading at offset {offset} failed: {_reason(error)}", path=path)
 
 

@@ -71,11 +71,6 @@ class Header:
         """Whether guest data lies in a file of its own."""
         return Incompatible.DATA_FILE in self.incompatible_features
 
-    @property
-    def data_file_raw(self) -> bool:
-        """Whether that file can be read as a raw image too."""
-        return self.has_data_file and Autoclear.DATA_FILE_RAW in self.autoclear_features
-
     def encode(self) -> bytes:
         """Return the header cluster: header, extensions, backing file name, padded with zeros.
 

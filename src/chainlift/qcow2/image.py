@@ -47,7 +47,7 @@ class Image:
         return self.file.path
 
     @property
-    def alike(self) -> tuple[int, ...] | None:
+    def batch_key(self) -> tuple[int, ...] | None:
         """What images have in common whose L2 entries can be decoded together; None if only by themselves."""
         header = self.header
         return None if header.extended_l2 or header.has_data_file else (header.version, header.cluster_bits)

@@ -198,7 +198,7 @@ def _clusters(positions: list[NDArray[np.int64]], number: list[int], shift: list
 def decode(parts: Sequence[Entries]) -> Mapping:
     """Take L2 entries apart.
 
-    :param parts: of one image; or of several that are alike (:attr:`Image.alike`), whose units then follow each other.
+    :param parts: of one image; or of several with one :attr:`Image.batch_key`, whose units then follow each other.
     :raise ImageError: if an entry is malformed or points past the end of its file.
     """
     clusters = np.concatenate([part.cluster for part in parts])

@@ -16,7 +16,7 @@ import numpy as np
 from chainlift.qcow2 import layout, tables
 from chainlift.qcow2.compression import compress_cluster
 from chainlift.qcow2.header import Header
-from chainlift.qcow2.layout import CompressionType, Incompatible
+from chainlift.qcow2.layout import Compatible, CompressionType, Incompatible
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     Data = Callable[[int], Bytes] | Bytes | NDArray[np.uint8]
 
 _BATCH_BYTES = 4 << 20
-NO_FEATURES = Incompatible(0)
+NO_COMPATIBLE = Compatible(0)
 
 
 class ImageWriter:
@@ -43,7 +43,7 @@ class ImageWriter:
     :param cluster_size: bytes, a power of two from 512 to 2 MiB.
     :param refcount_order: refcounts have ``2 ** refcount_order`` bits.
     :param backing_file: as it is to stand in the header.
-    :param incompatible: feature bits to set besides those that follow from the other parameters.
+    :param compatible: feature bits to set that a reader may ignore.
     :param mode: of the new file, less the umask.
     :raise ValueError: if the parameters describe no valid image.
     :raise FileExistsError: if the file exists.
@@ -62,12 +62,11 @@ class ImageWriter:
         compression: Literal["zlib", "zstd"] = "zlib",
         backing_file: str | bytes | os.PathLike[str] | None = None,
         backing_format: str | None = None,
-        incompatible: Incompatible = NO_FEATURES,
+        compatible: Compatible = NO_COMPATIBLE,
         mode: int = 0o644,
     ) -> None:
         self.compression = CompressionType[compression.upper()]
-        if extended_l2:
-            incompatible |= Incompatible.EXTENDED_L2
+        incompatible = Incompatible.EXTENDED_L2 if extended_l2 else Incompatible(0)
         if self.compression is not CompressionType.ZLIB:
             incompatible |= Incompatible.COMPRESSION
         _check_parameters(virtual_size, cluster_size, version, refcount_order, incompatible)
@@ -80,6 +79,7 @@ class ImageWriter:
             refcount_table_offset=0,
             refcount_table_clusters=0,
             incompatible_features=incompatible,
+            compatible_features=compatible,
             refcount_order=refcount_order,
             compression_type=self.compression,
             backing_file=None if backing_file is None else os.fsencode(backing_file),
@@ -116,6 +116,11 @@ class ImageWriter:
         os.close(self.fd)
         if not self._finished:
             os.unlink(self.path)  # noqa: PTH108 - the name as it was given
+
+    @property
+    def extended_l2(self) -> bool:
+        """Whether entries have subcluster bitmaps."""
+        return self._header.extended_l2
 
     def reserve(self, count: int) -> int:
         """Set ``count`` consecutive clusters aside at the file's end; return the host offset of the first, in bytes."""
@@ -199,12 +204,9 @@ class ImageWriter:
             self._l1[used] = offset + np.arange(len(used), dtype=np.uint64) * np.uint64(self.cluster_size)
             start = end
 
-    def finish(self, *, refcount: int | None = None, span: int = 0, sync: bool = False) -> int:
+    def finish(self, *, sync: bool = False) -> int:
         """Write L1 table, refcounts and header.
 
-        :param refcount: None for true refcounts. A number is said of every cluster instead, and no COPIED flag is set
-            in the L1 table: an image whose clusters may not be written in place.
-        :param span: bytes of host space that the refcounts cover at least; more than the file has is allowed.
         :param sync: the file is on stable storage when this returns.
         :return: the file's size in bytes, a multiple of the cluster.
         """
@@ -212,8 +214,8 @@ class ImageWriter:
             self._write_tables(*self._pending)
             self._pending = None
         l1_offset = self.reserve(-(-len(self._l1) * 8 // self.cluster_size))
-        self.write(l1_offset, self._l1_bytes(copied=refcount is None))
-        table_offset, table_clusters = self._write_refcounts(refcount, -(-span // self.cluster_size))
+        self.write(l1_offset, self._l1_bytes())
+        table_offset, table_clusters = self._write_refcounts()
         header = replace(
             self._header,
             l1_size=len(self._l1),
@@ -232,16 +234,14 @@ class ImageWriter:
         self._finished = True
         return size
 
-    def _l1_bytes(self, *, copied: bool) -> bytes:
-        flag = np.uint64(layout.OFLAG_COPIED if copied else 0)
-        return tables.to_disk(np.where(self._l1 != 0, self._l1 | flag, np.uint64(0)))
+    def _l1_bytes(self) -> bytes:
+        return tables.to_disk(np.where(self._l1 != 0, self._l1 | np.uint64(layout.OFLAG_COPIED), np.uint64(0)))
 
-    def _write_refcounts(self, refcount: int | None, span_clusters: int) -> tuple[int, int]:
+    def _write_refcounts(self) -> tuple[int, int]:
         per_block = self.cluster_size * 8 >> self._header.refcount_order
         blocks = table_clusters = 0
         while True:  # refcount blocks and table describe themselves too: grow until they fit
-            covered = max(span_clusters, self._next_cluster + blocks + table_clusters)
-            need = -(-covered // per_block)
+            need = -(-(self._next_cluster + blocks + table_clusters) // per_block)
             need_table = -(-need * 8 // self.cluster_size)
             if (need, need_table) == (blocks, table_clusters):
                 break
@@ -253,11 +253,9 @@ class ImageWriter:
         for block in range(blocks):
             first = block * per_block
             counts = np.zeros(per_block, dtype=np.int64)
-            counts[: max(0, covered - first)] = 1 if refcount is None else refcount
-            if refcount is None:
-                low, high = np.searchsorted(shared[:, 0], (first, first + per_block))
-                counts[shared[low:high, 0] - first] = shared[low:high, 1]
-                counts[max(0, self._next_cluster - first) :] = 0
+            counts[: max(0, self._next_cluster - first)] = 1
+            low, high = np.searchsorted(shared[:, 0], (first, first + per_block))
+            counts[shared[low:high, 0] - first] = shared[low:high, 1]
             self.write(
                 blocks_offset + block * self.cluster_size, tables.pack_refcounts(counts, self._header.refcount_order)
             )

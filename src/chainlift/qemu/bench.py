@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import select
-import tempfile
 import termios
 import time
 from contextlib import contextmanager
@@ -15,11 +14,12 @@ from typing import TYPE_CHECKING, Self
 
 from chainlift.errors import MissingToolError, QemuCrashed, QemuError
 from chainlift.host.process import describe_end
+from chainlift.host.scratch import ScratchDirectory
 from chainlift.qemu.memory import read_resident_set
 from chainlift.qemu.process import QemuProcess, run_tool
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from chainlift.qemu.binary import Qemu
 
@@ -58,11 +58,14 @@ def reading(
     image: Path | str,
     read: tuple[int, int],
     *,
+    start: int = 0,
+    write: bool = False,
     requests: int = 1 << 30,
     depth: int = 1,
     cache: str = "writeback",
     aio: str = "threads",
     open_timeout_s: float | None = None,
+    options: Sequence[str] = (),
 ) -> Iterator[Held]:
     """Give a ``qemu-img bench`` that has opened the chain and is held before its first request.
 
@@ -72,7 +75,10 @@ def reading(
     nothing of opening and closing.
 
     :param read: size of a request and distance between two, in bytes.
+    :param start: offset of the first read, bytes.
+    :param write: write there, and not read.
     :param depth: requests in flight.
+    :param options: more options of ``qemu-img bench``.
     :raise TimeoutError: if the chain is not open after ``open_timeout_s``.
     :raise QemuError: if the chain does not open.
     :raise QemuCrashed: if QEMU dies of opening it.
@@ -80,7 +86,9 @@ def reading(
     size, step = read
     argv = qemu.command(
         *("img", "bench", "-f", "qcow2", "-t", cache, "-i", aio, "-d", str(depth), "-c", str(requests)),
-        *("-s", str(size), "-S", str(step), str(image)),
+        *options,
+        *("-s", str(size), "-S", str(step), "-o", str(start)),
+        *(("-w", str(image)) if write else (str(image),)),
     )
     with (
         _StoppedTerminal() as terminal,
@@ -97,14 +105,20 @@ def reading(
 
         def until_done() -> bool:
             terminal.stop_after_a_line(process)
-            return terminal.wait_for_writer(process)
+            return terminal.wait_for_line(process, b"Run completed")
 
         yield Held(process, terminal.start, lambda seconds: _wait(process, seconds), until_done, terminal.said)
 
 
 @contextmanager
 def streaming(qemu: Qemu, image: Path, folder: Path, *, cache: str = "writeback") -> Iterator[Working]:
-    """Give a storage daemon with an empty overlay over the image, ready to stream everything into it."""
+    """Give a storage daemon with an empty overlay over the image, ready to stream everything into it.
+
+    :param qemu: whose daemon it is.
+    :param image: is only read.
+    :param folder: for the overlay and the sockets.
+    :param cache: mode, as ``qemu-img -t`` names it.
+    """
     from chainlift.qemu.monitor import Monitor
 
     overlay = folder / "overlay.qcow2"
@@ -112,8 +126,8 @@ def streaming(qemu: Qemu, image: Path, folder: Path, *, cache: str = "writeback"
     run_tool(qemu.command("img", *create), environment=qemu.environment)
     direct = "on" if cache in ("none", "directsync") else "off"
     # The address of a UNIX socket is at most 107 bytes long; `folder` may be anywhere.
-    sockets = Path(tempfile.mkdtemp(prefix="chainlift-"))
-    socket = sockets / "monitor"
+    scratch = ScratchDirectory()
+    socket = scratch.path / "monitor"
     argv = qemu.command(
         *("storage-daemon", "--chardev", f"socket,id=monitor,path={socket},server=on,wait=off"),
         *("--monitor", "chardev=monitor"),
@@ -123,7 +137,8 @@ def streaming(qemu: Qemu, image: Path, folder: Path, *, cache: str = "writeback"
         *("--blockdev", "driver=qcow2,node-name=active,file=file"),
     )
     with (
-        QemuProcess(argv, environment=qemu.environment, remove=sockets) as process,
+        scratch,
+        QemuProcess(argv, environment=qemu.environment, remove=scratch.path) as process,
         Monitor.connect(socket, process) as monitor,
     ):
 
@@ -187,9 +202,13 @@ class _StoppedTerminal:
         termios.tcflow(self.its, termios.TCOON)
 
     def stop_after_a_line(self, process: QemuProcess) -> None:
-        """Let one line through and hold the next; where the next comes at once, it gets through."""
-        while b"\n" not in self._said and process.running:
-            self._read(0.05)
+        """Let one line through and hold the next; where the next comes at once, it gets through.
+
+        The line is through when its writer goes on. It comes to us by a thread of the kernel's, which may have to wait
+        for a CPU until all is done.
+        """
+        while b"\n" not in self._said and process.running and _is_on_stdout(process.pid):
+            self._read(0.001)
         termios.tcflow(self.its, termios.TCOOFF)
 
     def wait_for_writer(self, process: QemuProcess, timeout_s: float | None = None) -> bool:
@@ -208,6 +227,28 @@ class _StoppedTerminal:
             time.sleep(min(0.05, 0.001 + waited / 50))
         return True
 
+    def wait_for_line(self, process: QemuProcess, begins: bytes) -> bool:
+        """Wait until a process is held in writing a line that begins so; False where it ends instead.
+
+        Lines before it are let through: a process that is not let run may still stand in the call that wrote the last
+        one, and looks held by it.
+
+        :raise QemuError: if the kernel does not tell us.
+        """
+        waited = 0.001
+        while True:
+            line = _written_to_stdout(process.pid)
+            if line is not None and line.startswith(begins):
+                return True
+            if line is None and not process.running:
+                return False
+            if line is not None:
+                termios.tcflow(self.its, termios.TCOON)
+                self._read(0)
+                termios.tcflow(self.its, termios.TCOOFF)
+            time.sleep(waited)
+            waited = min(0.02, waited * 1.1)
+
     def said(self) -> str:
         """Return all that was written so far."""
         while self._read(0):
@@ -224,15 +265,28 @@ class _StoppedTerminal:
 
 def _is_on_stdout(pid: int) -> bool:
     """Whether the system call that a process waits in is one on its standard output."""
+    return _written_to_stdout(pid) is not None
+
+
+def _written_to_stdout(pid: int) -> bytes | None:
+    """Return what a process waits to have written to its standard output; None if it waits for something else."""
     try:
         # proc(5): the call's number and its arguments, or "running".
-        return Path(f"/proc/{pid}/syscall").read_text(encoding="ascii").split()[1:2] == ["0x1"]
+        words = Path(f"/proc/{pid}/syscall").read_text(encoding="ascii").split()
+        if words[1:2] != ["0x1"]:
+            return None
+        address, count = int(words[2], 16), min(int(words[3], 16), 4096)
+        with Path(f"/proc/{pid}/mem").open("rb", buffering=0) as memory:
+            memory.seek(address)
+            return memory.read(count)
     except (FileNotFoundError, ProcessLookupError):
-        return False
+        return None
     except PermissionError as error:
         if read_resident_set(pid) is None:
-            return False  # it has ended: newer kernels tell of a process without memory to root alone
+            return None  # it has ended: newer kernels tell of a process without memory to root alone
         raise QemuError(
             "may not see what QEMU waits for (/proc/PID/syscall)",
             hint="see the sysctl kernel.yama.ptrace_scope: 0 or 1 will do",
         ) from error
+    except OSError:
+        return None  # it ends just now, and its memory is gone

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import mmap
 import re
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from chainlift import facts
 from chainlift.errors import InputError, MissingToolError
 from chainlift.host.process import last_lines, run_tool
 
@@ -16,8 +18,10 @@ if TYPE_CHECKING:
 
 Tool = Literal["system", "img", "io", "storage-daemon"]
 
-#: The oldest QEMU whose command line we speak (``-machine memory-backend=``, 5.0).
-OLDEST = (5, 0, 0)
+#: Between a QEMU and the function that was taken out of a copy of it (:mod:`chainlift.qemu.ablated`).
+WITHOUT = ",without="
+#: The oldest QEMU whose command line we speak.
+OLDEST = facts.SPOKEN.since or (0, 0, 0)
 
 _NAMES: dict[Tool, tuple[str, ...]] = {
     "system": ("qemu-system-x86_64", "qemu-kvm"),
@@ -42,10 +46,15 @@ class Qemu:
 
     #: How a person names it: ``host``, ``debian:trixie``, a path.
     label: str
+    #: Its programs; None where it came without one.
     system: Path | None
+    #: The same.
     img: Path | None
+    #: The same.
     io: Path | None
+    #: The same.
     storage_daemon: Path | None
+    #: Of all of them.
     version: tuple[int, int, int]
     #: As ``-version`` prints it, the distribution's package version included.
     version_text: str
@@ -57,6 +66,10 @@ class Qemu:
     loader: tuple[str, ...] = ()
     #: What the system emulator needs in any case: ``-L`` and the directory of its firmware.
     system_options: tuple[str, ...] = ()
+    #: The function that was taken out of it, where it is a copy of another QEMU (:mod:`chainlift.qemu.ablated`).
+    without: str = ""
+    #: The name of that other QEMU.
+    copy_of: str = ""
 
     def path(self, tool: Tool) -> Path:
         """Return the path of one of its programs.
@@ -77,11 +90,10 @@ class Qemu:
         return [*self.loader, str(self.path(tool)), *options, *arguments]
 
 
-def find_qemu(spec: str = "host", *, need: Collection[Tool] = ("system", "img", "io")) -> Qemu:
-    """Find a QEMU and ask for its version.
+def find_installed(spec: str, *, need: Collection[Tool]) -> Qemu:
+    """Find a QEMU that is installed here, or was built, and ask for its version.
 
-    :param spec: ``host`` for what is installed; ``debian:SUITE`` for what ``chainlift qemu add`` has unpacked; the path
-        of a system emulator, a build directory or an installation's prefix.
+    :param spec: ``host``, or the path of a system emulator, a build directory or an installation's prefix.
     :param need: the programs that must be there.
     :raise MissingToolError: if one of them is not, or cannot be run, or is older than :data:`OLDEST`.
     :raise InputError: if ``spec`` names nothing that we know.
@@ -91,10 +103,6 @@ def find_qemu(spec: str = "host", *, need: Collection[Tool] = ("system", "img", 
         if found["system"] is None:
             found["system"] = _first(str(path) for path in (Path("/usr/libexec/qemu-kvm"),) if path.exists())
         source = "host"
-    elif spec.startswith("debian:"):
-        from chainlift.qemu.releases import find_release
-
-        return find_release(spec)
     elif ":" in spec and not Path(spec).exists():
         raise InputError(f"{spec!r} is no QEMU", hint="give host, debian:SUITE or the path of a build or a binary")
     else:
@@ -103,7 +111,9 @@ def find_qemu(spec: str = "host", *, need: Collection[Tool] = ("system", "img", 
         if found[tool] is None:
             where = "there is no QEMU on this host:" if source == "host" else f"{spec} has"
             raise MissingToolError(f"{where} no {_NAMES[tool][0]}", hint=_install(tool, source))
-    program = found["system"] or found["img"] or found["storage-daemon"] or found["io"]
+    # Where the system emulator is not needed, it is not run: it takes five times as long to start as a tool.
+    asked = need if need and "system" not in need else _NAMES
+    program = next((path for tool, path in found.items() if path is not None and tool in asked), None)
     if program is None:
         raise MissingToolError(f"there is no QEMU in {spec}", hint="give a QEMU binary or build directory")
     version, text = read_version([str(program)])
@@ -141,6 +151,26 @@ def read_version(argv: list[str], environment: Mapping[str, str] | None = None) 
             hint=f"install {OLDEST[0]}.{OLDEST[1]} or newer",
         )
     return version, text
+
+
+def installed_version() -> str | None:
+    """Return the version of the QEMU that is installed here, as ``-version`` prints it, without running it.
+
+    It stands in ``qemu-img`` itself, as one constant (``QEMU_IMG_VERSION`` in qemu-img.c).
+
+    :return: None if there is no ``qemu-img``, or it does not say.
+    """
+    before = b"qemu-img version "
+    program = shutil.which(_NAMES["img"][0])
+    if program is None:
+        return None
+    try:
+        with Path(program).open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as text:
+            start = text.find(before)
+            line = text[start + len(before) : start + 200].partition(b"\n")[0] if start >= 0 else b""
+    except (OSError, ValueError):  # not for us to read; an empty file
+        return None
+    return line.decode(errors="replace").strip() if line[:1].isdigit() else None
 
 
 def parse_version(text: str) -> tuple[int, int, int]:

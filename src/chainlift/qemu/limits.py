@@ -8,24 +8,25 @@ from __future__ import annotations
 
 import os
 import signal
-import tempfile
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chainlift.errors import ChainliftError, QemuCrashed
-from chainlift.host.perf import read_samples
 from chainlift.host.process import describe_end, run_tool
+from chainlift.host.scratch import ScratchDirectory
+from chainlift.profiling.perf import read_samples
+from chainlift.profiling.recursion import fold_recursion
 from chainlift.qemu.bench import reading
 from chainlift.qemu.profile import name_samples
-from chainlift.results.recursion import fold_recursion
+from chainlift.units import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from pathlib import Path
 
+    from chainlift.profiling.recursion import Frame
     from chainlift.qemu.binary import Qemu
-    from chainlift.results.recursion import Frame
 
 #: Places of the disk that are read: at one of them at least a read falls through every layer.
 _PLACES = 16
@@ -158,6 +159,9 @@ def _descriptors(pid: int) -> int | None:
 def crash_place(qemu: Qemu, image: Path, virtual_size: int) -> str | None:
     """Let QEMU crash once more under perf and say where: the frames at the moment the signal was sent, folded.
 
+    :param qemu: the one that crashes.
+    :param image: on which it does.
+    :param virtual_size: bytes of the disk.
     :return: the innermost function first, ``bdrv_is_inserted x412 < bdrv_co_preadv_part``; None where perf may not
         see signals (that takes root).
     """
@@ -165,8 +169,8 @@ def crash_place(qemu: Qemu, image: Path, virtual_size: int) -> str | None:
         *("img", "bench", "-f", "qcow2", "-d", "1", "-c", str(_PLACES), "-s", "4096"),
         *("-S", str(_step(virtual_size)), str(image)),
     )
-    with tempfile.TemporaryDirectory(prefix="chainlift-") as folder:
-        data = Path(folder) / "perf.data"
+    with ScratchDirectory() as folder:
+        data = folder / "perf.data"
         # Where the stack pointer has already left the stack there is nothing to copy; then the program counter must do.
         for graph in ("dwarf,65528", "fp"):
             event = ["-e", "signal:signal_generate", "--filter", "sig==11 || sig==6 || sig==7", "-c", "1"]
@@ -192,7 +196,7 @@ def describe_attempt(attempt: Attempt) -> str:
     """Say in one line what happened at a length."""
     opened = f"open after {attempt.open_s:.1f} s" if attempt.open_s is not None else "not opened"
     ended = "took too long" if attempt.signal == signal.SIGALRM else f"ended by {describe_end(-(attempt.signal or 0))}"
-    return f"{attempt.length:,} layers: {opened}, " + ("every read answered" if attempt.reads else ended)
+    return f"{counted(attempt.length, 'layer')}: {opened}, " + ("every read answered" if attempt.reads else ended)
 
 
 def describe_limit(limit: Limit, what: str) -> str:
@@ -201,7 +205,7 @@ def describe_limit(limit: Limit, what: str) -> str:
     if failure is None:
         return f"{what} works at every length that was tried"
     end = "took too long" if failure.signal == signal.SIGALRM else f"ended by {describe_end(-(failure.signal or 0))}"
-    return f"QEMU {end} at {failure.length:,} layers" + (f" in {limit.place}" if limit.place else "")
+    return f"QEMU {end} at {counted(failure.length, 'layer')}" + (f" in {limit.place}" if limit.place else "")
 
 
 def _step(virtual_size: int) -> int:

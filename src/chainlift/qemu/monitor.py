@@ -19,19 +19,23 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
-from qemu.qmp import ConnectError, EventListener, ExecuteError, QMPClient, QMPError, Runstate
+from qemu.qmp import ConnectError, EventListener, ExecuteError, Message, QMPClient, QMPError, Runstate
 
 from chainlift.errors import QemuError
+from chainlift.host import interrupts
+from chainlift.host.closing import Closing
+from chainlift.host.log import LOGGER, logged_command
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Coroutine, Mapping
     from os import PathLike
-    from types import TracebackType
 
     from chainlift.qemu.process import QemuProcess
 
 # What the library logs (a late reply to a request that was given up) is no news to a person.
 logging.getLogger("qemu.qmp").addHandler(logging.NullHandler())
+
+_LOG: Final = LOGGER.getChild("qmp")
 
 _T = TypeVar("_T")
 
@@ -41,6 +45,8 @@ _RETRY_S: Final = 0.02
 
 #: Events that nobody has asked for are kept up to this many; the oldest go first.
 _BACKLOG = 10_000
+#: How long a wait goes on after an interrupt.
+_LOOK_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -49,8 +55,6 @@ class Event:
 
     name: str
     data: Mapping[str, Any]
-    #: QEMU's clock, seconds since the epoch.
-    timestamp_s: float
 
 
 def merge_arguments(arguments: Mapping[str, object] | None, keywords: Mapping[str, object]) -> dict[str, object]:
@@ -66,8 +70,16 @@ class Client(QMPClient):
         self.readbuflen = 256 << 20  # since 0.0.4
         self._limit = 256 << 20  # 0.0.3
 
+    # The library's hooks print each message, indented, whether or not anybody listens to its log: half of the time that
+    # the edges of a chain of 300 take.
+    def _cb_outbound(self, msg: Message) -> Message:
+        return msg
 
-class Connection:
+    def _cb_inbound(self, msg: Message) -> Message:
+        return msg
+
+
+class Connection(Closing):
     """A connection that requests go through; :class:`Monitor` and the guest agent's client are ones.
 
     :param client: not connected yet.
@@ -86,14 +98,6 @@ class Connection:
         self._events: deque[Event] = deque(maxlen=_BACKLOG)
         self._tasks: list[asyncio.Task[None]] = []
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def execute(
         self,
         command: str,
@@ -109,17 +113,21 @@ class Connection:
         :param keywords: more arguments, where ``_`` stands for ``-``.
         :raise QemuError: if QEMU refuses (its words) or does not answer in time (what it did is then unknown).
         :raise QemuCrashed: if QEMU ended before it answered.
+        :raise Interrupted: before the command is sent; the wait for its answer is only interrupted where nobody puts
+            that off (:mod:`chainlift.host.interrupts`).
         """
+        interrupts.between_steps()
         merged = merge_arguments(arguments, keywords)
         timeout_s = self._command_s if timeout_s is None else timeout_s
-        try:
-            return self._call(self._client.execute(command, merged or None), timeout_s)
-        except ExecuteError as error:
-            raise QemuError(f"{command}: {error}") from None
-        except TimeoutError:
-            raise QemuError(f"{command} was not answered within {timeout_s:g} s") from None
-        except (QMPError, OSError, EOFError):
-            raise self._lost_error(command) from None
+        with logged_command(_LOG, command, merged):
+            try:
+                return self._call(self._client.execute(command, merged or None), timeout_s)
+            except ExecuteError as error:
+                raise QemuError(f"{command}: {error}") from None
+            except TimeoutError:
+                raise QemuError(f"{command} was not answered within {timeout_s:g} s") from None
+            except (QMPError, OSError, EOFError):
+                raise self._lost_error(command) from None
 
     def close(self) -> None:
         """Let go of the connection; what runs at the other end goes on."""
@@ -127,19 +135,28 @@ class Connection:
             event_loop().call_soon_threadsafe(task.cancel)
         self._tasks.clear()
         # A connection that was lost reports that once more when it is closed.
-        with contextlib.suppress(QMPError, OSError, EOFError, TimeoutError):
+        with interrupts.put_off(), contextlib.suppress(QMPError, OSError, EOFError, TimeoutError):
             self._call(self._client.disconnect(), 10.0)
 
     def _call(self, coroutine: Coroutine[Any, Any, _T], timeout_s: float) -> _T:
-        future = asyncio.run_coroutine_threadsafe(coroutine, event_loop())
-        try:
-            return future.result(timeout_s)
-        except concurrent.futures.TimeoutError:
-            future.cancel()
-            raise TimeoutError from None
-        except KeyboardInterrupt:
-            future.cancel()
-            raise
+        deadline = time.monotonic() + timeout_s
+        can_end = not interrupts.is_put_off()
+        # A wait that is left in the middle may keep its lock, and then the loop's thread would stand still for ever.
+        with interrupts.put_off():
+            future = asyncio.run_coroutine_threadsafe(coroutine, event_loop())
+            try:
+                while (left := deadline - time.monotonic()) > 0:
+                    if concurrent.futures.wait([future], min(left, _LOOK_S)).done:
+                        break
+                    if can_end:
+                        interrupts.between_steps()
+                return future.result(0)
+            except concurrent.futures.TimeoutError:
+                future.cancel()
+                raise TimeoutError from None
+            except KeyboardInterrupt:
+                future.cancel()
+                raise
 
     def _connect(self, address: str, timeout_s: float) -> None:
         """Connect, waiting for the socket to appear, and begin to listen."""
@@ -179,11 +196,9 @@ class Connection:
 
     async def _collect(self, listener: EventListener) -> None:
         async for message in listener:
-            stamp: Any = message.get("timestamp", {})
             data: Any = message.get("data", {})
-            seconds = stamp.get("seconds", 0) + stamp.get("microseconds", 0) / 1e6
             with self._changed:
-                self._events.append(Event(str(message["event"]), data, seconds))
+                self._events.append(Event(str(message["event"]), data))
                 self._changed.notify_all()
 
     async def _watch(self) -> None:

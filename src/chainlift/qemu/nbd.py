@@ -10,14 +10,18 @@ import os
 import socket
 import struct
 from itertools import islice
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final
 
+from chainlift import facts
 from chainlift.errors import QemuError
+from chainlift.host.closing import Closing
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from os import PathLike
-    from types import TracebackType
+
+    from chainlift.qemu.binary import Qemu
+    from chainlift.qemu.monitor import Monitor
 
 _INIT: Final = 0x4E42444D41474943
 _OPTION: Final = 0x49484156454F5054
@@ -34,7 +38,7 @@ _IN_FLIGHT: Final = 8
 _READ, _WRITE, _DISCONNECT, _FLUSH, _TRIM, _WRITE_ZEROES = 0, 1, 2, 3, 4, 6
 
 
-class NbdClient:
+class NbdClient(Closing):
     """A connection to an export on a UNIX socket.
 
     :param timeout_s: how long an answer may take.
@@ -56,14 +60,6 @@ class NbdClient:
         except BaseException:
             self._socket.close()
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Say goodbye and close the connection."""
@@ -167,3 +163,17 @@ class NbdClient:
             if not count:
                 raise EOFError("the server closed it")
             done += count
+
+
+def export_node(monitor: Monitor, qemu: Qemu, node: str) -> None:
+    """Have a QEMU whose NBD server runs serve a node for reading, under the node's own name.
+
+    :param monitor: of that QEMU.
+    :param qemu: which one it is: releases have other commands for it.
+    :param node: by its name.
+    :raise QemuError: if it refuses.
+    """
+    if facts.EXPORTS.holds(qemu.version):
+        monitor.execute("block-export-add", {"type": "nbd", "id": node, "node-name": node, "name": node})
+    else:
+        monitor.execute("nbd-server-add", {"device": node, "name": node})

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chainlift.errors import QemuCrashed, QemuError
 from chainlift.host import process as host_process
-from chainlift.host.process import Finished, Process, describe_end, last_lines
+from chainlift.host.process import Finished, Process, describe_end, describe_failure, last_lines
 
 if TYPE_CHECKING:
     import os
@@ -54,9 +53,7 @@ def run_tool(
         argv, timeout_s=timeout_s, check=False, environment=environment, cwd=cwd, input_bytes=input_bytes
     )
     if check and finished.returncode != 0:
-        name = Path(argv[0]).name
-        said = last_lines(finished.stderr) or last_lines(finished.stdout)
-        text = f"{name} failed ({describe_end(finished.returncode)})" + (f": {said}" if said else "")
+        text = describe_failure(argv, finished)
         if finished.returncode < 0:
             raise QemuCrashed(text, returncode=finished.returncode)
         raise QemuError(text)

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from chainlift.errors import InputError, OperationError, QemuCrashed
-from chainlift.host.elf import machine_of
-from chainlift.host.perf import Address, PerfRecorder, PerfSample, check_perf, read_samples
 from chainlift.host.process import describe_end
+from chainlift.profiling.elf import machine_of
+from chainlift.profiling.perf import Address, PerfRecorder, PerfSample, check_perf, read_samples
+from chainlift.profiling.stacks import VCPU, Stacks
+from chainlift.profiling.symbols import Symbols, load_symbols
 from chainlift.qemu.bench import READS, reading, streaming
-from chainlift.qemu.symbols import Symbols, load_symbols
-from chainlift.results.stacks import VCPU, Stacks
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -16,7 +16,8 @@ import shutil
 from typing import TYPE_CHECKING
 
 from chainlift.errors import InputError, MissingToolError, QemuError
-from chainlift.host.apt import private_apt, unpack
+from chainlift.host.apt.client import open_apt
+from chainlift.host.apt.unpacked import unpack
 from chainlift.host.cache import cache_dir
 from chainlift.qemu.binary import Qemu, parse_version, read_version
 
@@ -65,11 +66,14 @@ def add_release(suite: str, progress: Callable[[str], None] = lambda _: None) ->
             raise InputError(f"no Debian package with QEMU is known for this machine ({platform.machine()})")
         temporary = target.with_name(f".{target.name}.{os.getpid()}.new")
         try:
-            with private_apt(suite) as apt:
-                progress(f"fetching QEMU of Debian {suite} and all it needs")
-                packages = apt.download([system, "qemu-utils"])
+            progress(f"fetching QEMU of Debian {suite} and all it needs")
+            debs = temporary / "debs"
+            debs.mkdir(parents=True)
+            with open_apt(suite) as apt:
+                packages = apt.download(apt.resolve([system, "qemu-utils"]), debs)
                 progress(f"unpacking {len(packages)} packages")
                 unpack(packages, temporary / "root", without=_WITHOUT)
+            shutil.rmtree(debs)
             _, text = read_version(
                 [*_loader_command(temporary / "root"), str(_program(temporary / "root", "qemu-img"))]
             )

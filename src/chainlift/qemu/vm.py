@@ -4,31 +4,34 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
+import time
 from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from chainlift import facts
 from chainlift.errors import QemuError
+from chainlift.host.closing import Closing
 from chainlift.host.process import last_lines
+from chainlift.host.scratch import ScratchDirectory
 from chainlift.qemu.memory import MemoryWatch
 from chainlift.qemu.monitor import Monitor
 from chainlift.qemu.process import QemuProcess
 
 if TYPE_CHECKING:
-    from types import TracebackType
+    from pathlib import Path
 
     from chainlift.qemu.binary import Qemu
     from chainlift.qemu.machine import Disk, MachineConfig
     from chainlift.qemu.process import Finished
 
+#: The machine type of every guest.
+MACHINE = "pc"
 #: The same emulated CPU in every release: x86-64-v2, which today's distributions ask for, and RDRAND, without which
 #: the guest's kernel spends a second of its boot on collecting entropy. ``max`` would differ between releases.
-_TCG_CPU = "qemu64,+ssse3,+sse4.1,+sse4.2,+popcnt,+rdrand"
+TCG_CPU = "qemu64,+ssse3,+sse4.1,+sse4.2,+popcnt,+rdrand"
 
 
-class VirtualMachine:
+class VirtualMachine(Closing):
     """A machine that starts when the context is entered, and is killed, if it still runs, when it is left.
 
     :param qemu: the QEMU that runs it.
@@ -45,29 +48,35 @@ class VirtualMachine:
         self.config = config
         self._start_timeout_s = start_timeout_s
         #: Sockets live in the system's temporary directory: a socket's path has at most 107 bytes.
-        self.directory = Path(tempfile.mkdtemp(prefix="chainlift-"))
+        self._scratch = ScratchDirectory()
+        self.directory = self._scratch.path
         self.console_path = self.directory / "console" if console is None else console
         self._console = os.open(self.console_path, os.O_CREAT | os.O_RDONLY | os.O_CLOEXEC, 0o644)
         self._process: QemuProcess | None = None
         self._monitor: Monitor | None = None
         self._memory: MemoryWatch | None = None
+        self._started = 0.0
+        #: Seconds from QEMU's start until it had opened its disks and answered.
+        self.open_s = 0.0
         #: What is undone when the machine goes: connections into the guest, most recent first.
         self.closing = ExitStack()
 
     def __enter__(self) -> Self:
         try:
+            self._started = time.monotonic()
             self._process = QemuProcess(self.argv(), environment=self.qemu.environment, remove=self.directory)
             self._memory = MemoryWatch(self._process.pid)
             self._monitor = Monitor.connect(self.directory / "qmp", self._process, self._start_timeout_s)
+            self.open_s = self.age_s
         except BaseException:
             self.close()
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+    @property
+    def age_s(self) -> float:
+        """Seconds since QEMU was started."""
+        return time.monotonic() - self._started
 
     @property
     def process(self) -> QemuProcess:
@@ -131,8 +140,7 @@ class VirtualMachine:
             self._process.close()
         if self._memory is not None:
             self._memory.stop()
-        # The supervisor removes the sockets; where it was never started, nobody has.
-        shutil.rmtree(self.directory, ignore_errors=True)
+        self._scratch.close()
 
     def __del__(self) -> None:
         if getattr(self, "_console", -1) >= 0:
@@ -146,9 +154,7 @@ class VirtualMachine:
         # On a busy machine an emulated timer may be late when the kernel checks it, which is "IO-APIC + timer doesn't
         # work!" and a panic; under KVM a kernel leaves that check out by itself.
         told = "no_timer_check "
-        # TCG leaves wrong flags after a cmpxchg16b, which Debian 13's kernel 6.12 uses in every allocation: it panicked
-        # in three of four boots on 7.2, in none of two without. QEMU 8.0 translates that instruction in another way.
-        if self.qemu.version < (8, 0, 0):
+        if facts.CX16.holds(self.qemu.version):
             told += "clearcpuid=cx16 "
         return told
 
@@ -166,11 +172,11 @@ class VirtualMachine:
             # the guest writes become private copies and count as QEMU's.
             *("-object", f"memory-backend-memfd,id=ram,size={config.memory_bytes},share=on"),
             # pc, as libvirt made machines by default in the experiment's days; vmport and usb are not for servers.
-            *("-machine", "pc,memory-backend=ram,vmport=off,usb=off"),
+            *("-machine", f"{MACHINE},memory-backend=ram,vmport=off,usb=off"),
             *("-m", f"{config.memory_bytes >> 20}M"),
             *("-smp", str(config.vcpus)),
             *("-accel", config.accelerator),
-            *("-cpu", "host" if config.accelerator == "kvm" else _TCG_CPU),
+            *("-cpu", "host" if config.accelerator == "kvm" else TCG_CPU),
             # A guest that panics (panic=-1) or reboots ends QEMU, and whoever waits for it learns at once.
             "-no-reboot",
             *("-qmp", f"unix:{self.directory}/qmp,server=on,wait=off"),

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from chainlift.errors import InputError
-from chainlift.report.measures import MEASURES, Measure
+from chainlift.report.measures import HOST_MEMORY, MEASURES, Measure, host_parts
 from chainlift.results.statistics import Summary, summarise
 from chainlift.results.store import ENVIRONMENT, ResultDirectory
+from chainlift.units import parse_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from chainlift.results.model import ChainShape, Environment, LimitAttempt, Sample
+    from chainlift.results.model import ChainShape, Environment, LimitAttempt, Sample, State
 
 #: The order in which lifts are shown.
 LIFTS = ("none", "index", "squash")
@@ -36,6 +38,22 @@ class Run:
     samples: tuple[Sample, ...]
     #: What the limits test tried.
     attempts: tuple[LimitAttempt, ...] = ()
+    #: How far the study is; None where that was not noted.
+    state: State | None = None
+
+    @property
+    def title(self) -> str:
+        """The plan's name, and where the directory has another one, that too."""
+        name = plan_of(self).get("name")
+        return self.label if not isinstance(name, str) or name == self.label else f"{name} ({self.label})"
+
+
+def plan_of(run: Run) -> dict[str, Any]:
+    """Return the keys of a run's plan as it ran; nothing where it cannot be read."""
+    try:
+        return tomllib.loads(run.plan_text)
+    except tomllib.TOMLDecodeError:
+        return {}
 
 
 @dataclass(frozen=True)
@@ -45,6 +63,8 @@ class Series:
     run: str
     qemu: str
     lift: str
+    #: What the plan varied and had here: ``cache=none``; empty where it varied nothing.
+    setting: str = ""
 
     @property
     def is_plain(self) -> bool:
@@ -87,9 +107,17 @@ class Results:
             for run in self.runs
             for qemu in (run.environment.qemus if run.environment else [])
         }
+        #: Copies without one function: the QEMU that each is a copy of, and the function.
+        self._copies = {
+            (run.label, qemu.label): (qemu.copy_of, qemu.without)
+            for run in self.runs
+            for qemu in (run.environment.qemus if run.environment else [])
+            if qemu.without
+        }
         for run in self.runs:
             for sample in run.samples:
-                key = (Series(run.label, sample.qemu, sample.lift), sample.test, sample.variant, sample.length)
+                series = Series(run.label, sample.qemu, sample.lift, sample.setting)
+                key = (series, sample.test, sample.variant, sample.length)
                 self._samples.setdefault(key, []).append(sample)
 
     @classmethod
@@ -109,11 +137,15 @@ class Results:
         order = {run.label: number for number, run in enumerate(self.runs)}
         qemus = {(s.run, s.qemu): number for number, s in enumerate(found)}
         first = {key: min(n for other, n in qemus.items() if other == key) for key in qemus}
-        return sorted(found, key=lambda s: (order[s.run], first[s.run, s.qemu], _lift_order(s.lift)))
+        settings = list(dict.fromkeys(s.setting for s in sorted(found, key=lambda s: natural(s.setting))))
+        return sorted(
+            found,
+            key=lambda s: (order[s.run], first[s.run, s.qemu], settings.index(s.setting), _lift_order(s.lift)),
+        )
 
     @property
-    def plain(self) -> list[Series]:
-        """The series of unlifted chains; all of them where there is none."""
+    def shown(self) -> list[Series]:
+        """The series that figures and sentences of the chain show: unlifted ones; all of them where there is none."""
         return [s for s in self.series if s.is_plain] or self.series
 
     def cells(self, series: Series, measure: Measure) -> dict[int, Cell]:
@@ -141,8 +173,10 @@ class Results:
         found = {(key[1], key[2]) for key in self._samples}
         known = [m for m in MEASURES if (m.test, m.variant) in found and self.series_with(m)]
         covered = {(m.test, m.variant) for m in MEASURES}
-        extra = sorted(v for t, v in found - covered if t == "host")
-        return known + [Measure.host(variant) for variant in extra]
+        extra = sorted((v for t, v in found - covered if t == "host"), key=host_parts)
+        small = [] if HOST_MEMORY in known else [v for v in extra if v.startswith("4k-")][:1]
+        memory = [replace(HOST_MEMORY, variant=v) for v in small]
+        return [*known, *(Measure.host(v) for v in extra), *(m for m in memory if self.series_with(m))]
 
     def lengths(self, measures: Iterable[Measure], among: Iterable[Series]) -> list[int]:
         """Return every length at which one of the series has one of the measures."""
@@ -158,24 +192,54 @@ class Results:
         return [(key[0], s) for key, samples in self._samples.items() if key[1] == test for s in samples]
 
     def label(self, series: Series, *, among: Iterable[Series] | None = None, lift: bool = True) -> str:
-        """Name a series by what sets it apart from those that it is shown with; ``""`` where it is the only one."""
+        """Name a series by what sets it apart from those that it is shown with; ``""`` where it is the only one.
+
+        A lifted one is always named so.
+
+        :param series: the one that gets a name.
+        :param among: those that it is shown with; None: all.
+        :param lift: say the lift, too.
+        """
         others = list(self.series if among is None else among)
         parts = []
         if len({s.run for s in others}) > 1:
             parts.append(series.run)
         if len({s.qemu for s in others}) > 1:
             parts.append(self.qemu_name(series))
-        if lift and len({s.lift for s in others}) > 1:
+        if len({s.setting for s in others}) > 1 and series.setting:
+            parts.append(series.setting)
+        if lift and (len({s.lift for s in others}) > 1 or not series.is_plain):
             parts.append(_LIFT_NAMES.get(series.lift, series.lift))
         return ", ".join(parts)
 
+    def original(self, series: Series) -> tuple[Series, str] | None:
+        """Return what a series was measured on a copy of, and the function that the copy lacks; None of any other."""
+        copy = self._copies.get((series.run, series.qemu))
+        return None if copy is None else (replace(series, qemu=copy[0]), copy[1])
+
     def qemu_name(self, series: Series) -> str:
         """Name the QEMU of a series by its version, and by its label where another has the same version."""
+        if copy := self._copies.get((series.run, series.qemu)):
+            original, function = copy
+            return f"{self.qemu_name(replace(series, qemu=original))} without {function}"
         version = self._versions.get((series.run, series.qemu), "")
         if not version:
             return f"QEMU {series.qemu}"
-        others = {qemu for (_, qemu), other in self._versions.items() if other == version}
+        others = {key[1] for key, other in self._versions.items() if other == version and key not in self._copies}
         return f"QEMU {version} ({series.qemu})" if len(others) > 1 else f"QEMU {version}"
+
+
+def natural(setting: str) -> list[tuple[str, float, str]]:
+    """Return a key that sorts settings by their values: sizes by size, everything else by name."""
+    keys = []
+    for part in setting.split(", "):
+        name, _, value = part.partition("=")
+        try:
+            size = float(parse_size(value))
+        except ValueError:
+            size = 0.0
+        keys.append((name, size, value))
+    return keys
 
 
 def _version(text: str) -> str:
@@ -197,6 +261,7 @@ def _load(path: Path, label: str) -> Run:
         chain=directory.chain(),
         samples=tuple(directory.samples()),
         attempts=tuple(directory.attempts()),
+        state=directory.state(),
     )
 
 

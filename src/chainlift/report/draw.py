@@ -6,8 +6,9 @@ which QEMU crashed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from math import log10
+from dataclasses import dataclass, field
+from math import floor as floor_of
+from math import log, log10
 from typing import TYPE_CHECKING
 
 from chainlift.report.style import ALERT, GRID, INK, MUTED, PAPER
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
 
-    from chainlift.results.statistics import Growth
+    from chainlift.results.growth import Growth
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,13 @@ class Bar:
 
 
 def bar_panel(axes: Axes, bars: Sequence[Bar], write: Callable[[float], str], *, top: float | None = None) -> None:
-    """Draw bars from zero with their values on them, samples as dots and the range as a line."""
+    """Draw bars from zero with their values on them, samples as dots and the range as a line.
+
+    :param axes: where they are drawn.
+    :param bars: from left to right.
+    :param write: says a value in words.
+    :param top: value at the upper end; None: the largest.
+    """
     highest = max([max(b.values, default=b.median or 0) for b in bars], default=0)
     top = top or highest or 1
     place = 0.0
@@ -105,6 +112,8 @@ class Line:
     fit: Growth | None = None
     #: Lengths at which there is no value because QEMU crashed.
     crashes: tuple[int, ...] = ()
+    #: Chain length -> what was foreseen, and between what it should be; drawn dotted, in a band.
+    foreseen: dict[int, tuple[float, float, float]] = field(default_factory=dict)
 
 
 def log_panel(
@@ -118,7 +127,7 @@ def log_panel(
     """
     from statistics import median
 
-    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
+    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
     axes.set_xscale("log")
     axes.set_yscale("log")
@@ -141,6 +150,10 @@ def log_panel(
         if line.fit is not None:
             reach = _between(min(medians), max(medians))
             axes.plot(reach, [line.fit(n) for n in reach], color=INK, linewidth=1, linestyle=(0, (4, 3)), zorder=1.5)
+        if line.foreseen:
+            value, least, most = zip(*line.foreseen.values(), strict=True)
+            axes.plot(list(line.foreseen), value, color=line.colour, linewidth=1.4, linestyle=(0, (1, 1.6)), zorder=1.6)
+            axes.fill_between(list(line.foreseen), least, most, color=line.colour, alpha=0.09, linewidth=0, zorder=1)
         last = max(medians)
         end = (float(last), medians[last])
         for crash in line.crashes:
@@ -165,7 +178,12 @@ def log_panel(
     axes.xaxis.set_major_locator(FixedLocator(_thinned(lengths, width / log10(right / min(lengths) * 1.25))))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda n, _: f"{n:,.0f}"))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_locator(LogLocator(base, numticks=12))
+    # Less than two powers of the base in sight are no axis: then their multiples, too.
+    powers = floor_of(log(ceiling, base)) - floor_of(log(floor, base))
+    multiples = (1.0, 2.0, 5.0) if base == 10 else (1.0, 2.0, 4.0)
+    # Where even these are too far apart, round numbers, as on any axis.
+    log_ticks = LogLocator(base, subs=(1.0,) if powers > 1 else multiples, numticks=12)
+    axes.yaxis.set_major_locator(MaxNLocator(5) if ceiling / floor < 4 else log_ticks)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: tidy(write(v))))
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.grid(visible=True, axis="y", which="major", color=GRID)

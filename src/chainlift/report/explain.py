@@ -1,135 +1,124 @@
-"""Which test shows what the chain costs, which one hides it, and why: computed from the run's own figures."""
+"""Which test shows what the chain costs, and what the guest's read is made of: computed from the run's own samples."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from statistics import median
 from typing import TYPE_CHECKING
 
-from chainlift.report.findings import HIDES, SHOWS, Effect, effect_of, first_plain, percent
-from chainlift.report.measures import HOST, RANDOM, READ, STREAM, STREAM_HOST, cpu_s
-from chainlift.results.statistics import summarise
+from chainlift.report.effects import (
+    Effect,
+    Verdict,
+    cost_measures,
+    effect_of,
+    host_measures,
+    join,
+    layers,
+    percent,
+    plain_series,
+    steady,
+    within,
+)
+from chainlift.report.measures import READ
+from chainlift.results.intervals import difference_interval, ratio_interval
 from chainlift.units import format_bytes, format_ratio, format_seconds
 
 if TYPE_CHECKING:
     from chainlift.report.data import Results, Series
+    from chainlift.results.intervals import Interval
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """One test's answer."""
-
-    effect: Effect
-    #: ``in full``, ``in part``, ``hardly``.
-    shows: str
-
-
-def verdicts(results: Results) -> list[Verdict]:
+def effects(results: Results) -> list[Effect]:
     """Return what each test that has two lengths shows of the chain, the clearest first."""
-    series = first_plain(results)
+    series = plain_series(results)
     if series is None:
         return []
-    effects = [effect_of(results, series, m) for m in (*HOST, RANDOM, READ, STREAM, STREAM_HOST)]
-    found = [Verdict(e, _shows(e)) for e in effects if e is not None]
-    return sorted(found, key=lambda v: -v.effect.ratio)
-
-
-def _shows(effect: Effect) -> str:
-    if effect.overlaps or effect.ratio < HIDES:
-        return "hardly: within the noise" if effect.overlaps else "hardly"
-    return "in full" if effect.ratio >= SHOWS else "in part"
+    found = [effect_of(results, series, steady(results, series, m)) for m in cost_measures(results)]
+    return sorted((e for e in found if e is not None), key=lambda e: -e.ratio)
 
 
 def explanation(results: Results) -> list[str]:
     """Return the paragraphs that explain the difference between the tests."""
-    found = verdicts(results)
-    series = first_plain(results)
+    found, series = effects(results), plain_series(results)
     if not found or series is None:
         return []
-    text = [_ranking(found)]
-    text += _bound(results, series, found[0].effect)
-    return [t for t in text if t]
+    return [text for text in (_ranking(found), *_bound(results, series)) if text]
 
 
-def _ranking(found: list[Verdict]) -> str:
-    full = [v for v in found if v.shows == "in full"]
-    little = [v for v in found if v.shows.startswith("hardly")]
-    part = [v for v in found if v.shows == "in part"]
+def _ranking(found: list[Effect]) -> str:
     sentences = []
-    for group, what in (
-        (full, "The chain's cost is plain in"),
-        (part, "It is there, diluted by other work, in"),
-        (little, "It is within the noise, or nearly, in"),
+    for verdict, what in (
+        (Verdict.MORE, "The longest chain costs more, beyond the noise, in"),
+        (Verdict.LESS, "It costs less, beyond the noise, in"),
+        (Verdict.UNTOLD, "No difference can be told in"),
+        (Verdict.ONCE, "Measured once at one of the two lengths, so that nothing is known of the noise:"),
     ):
-        if group:
-            names = [f"{_name(v.effect)} ({format_ratio(v.effect.ratio)})" for v in group]
-            sentences.append(f"{what} {_join(names)}.")
+        if group := [e for e in found if e.verdict is verdict]:
+            names = [f"{name_of(e)} ({format_ratio(e.ratio)}{_ends(e.interval)})" for e in group]
+            sentences.append(f"{what} {join(names)}.")
     return " ".join(sentences)
 
 
-def _bound(results: Results, series: Series, clearest: Effect) -> list[str]:
-    """Compare the guest's read with the block layer's share of it."""
+def _ends(interval: Interval | None) -> str:
+    if interval is None or interval.is_point:
+        return ""
+    return f", {format_ratio(interval.low).removesuffix('x')} to {format_ratio(interval.high)}"
+
+
+def _bound(results: Results, series: Series) -> list[str]:
+    """Compare the guest's read with what the block layer alone takes for the same bytes."""
     read = effect_of(results, series, READ)
-    if read is None:
+    size = _size_of_read(results, series)
+    if read is None or not size:
         return []
-    text = []
-    size = _one(results, series, "read", "bytes")
-    per_byte = _host_seconds_per_byte(results, series)
-    if size and per_byte:
-        both = [n for n in (read.shortest, read.longest) if n in per_byte]
-        shares = [(n, per_byte[n] * size, m) for n in both if (m := results.medians(series, READ).get(n))]
-        if shares:
-            parts = [
-                f"{format_seconds(host)} at length {n:,}, {percent(host / guest)} of the guest's "
-                f"{format_seconds(guest)}"
-                for n, host, guest in shares
-            ]
-            text.append(
-                f"The same {format_bytes(size)} read through the block layer alone, without a guest and in requests of "
-                f"4 MiB, take {' and '.join(parts)}."
-            )
-            if len(shares) == 2:
-                host_more = shares[1][1] - shares[0][1]
-                guest_more = shares[1][2] - shares[0][2]
-                text.append(
-                    f"So the chain adds {format_seconds(max(host_more, 0))} to the block layer's work and "
-                    f"{_signed(guest_more)} to the guest's dd."
-                )
-            if shares[0][1] < 0.25 * shares[0][2]:
-                emulated = _is_emulated(results, series)
-                text.append(
-                    "At the shortest chain the guest's dd is bound by "
-                    + ("the emulated CPU, which copies every byte" if emulated else "what the guest itself does")
-                    + f", not by the block layer: it shows {format_ratio(read.ratio)} where {_name(clearest)} show "
-                    f"{format_ratio(clearest.ratio)}."
-                )
-    busy = _busy(results, series, read.shortest)
-    if busy is not None:
-        text.append(f"QEMU used {percent(busy)} of a CPU during the measured dd at length {read.shortest:,}.")
-    return [" ".join(text)] if text else []
+    cells = results.cells(series, READ)
+    alone = {n: [v * size for v in values] for n, values in _host_seconds_per_byte(results, series).items()}
+    both = [n for n in (read.shortest, read.longest) if n in alone]
+    if not both:
+        return []
+    parts, shares = [], []
+    for length in both:
+        share = ratio_interval(alone[length], cells[length].values)
+        shares.append(share)
+        host, guest = median(alone[length]), cells[length].median
+        parts.append(
+            f"{format_seconds(host)} at {layers(length)}, {percent(host / guest)} of the guest's "
+            f"{format_seconds(guest)} {within(share, percent)}"
+        )
+    text = [f"The same {format_bytes(size)}, through the block layer alone and in large requests: {join(parts)}."]
+    if len(both) == 2:
+        host_more = difference_interval(alone[both[1]], alone[both[0]])
+        guest_more = difference_interval(cells[both[1]].values, cells[both[0]].values)
+        if host_more is not None and guest_more is not None:
+            host_text, guest_text = _added(host_more), _added(guest_more)
+            text.append(f"The chain adds {host_text} to the block layer's work and {guest_text} to the guest's dd.")
+    if both[0] == read.shortest and shares[0] is not None and shares[0].high < 0.5:
+        rest = "the emulated CPU, which copies every byte" if _is_emulated(results, series) else "the guest's own work"
+        text.append(
+            f"At {layers(read.shortest)} at most {percent(shares[0].high)} of the guest's dd are the block layer's; "
+            f"the rest is {rest}, and hides what the chain adds."
+        )
+    return [" ".join(text)]
 
 
-def _host_seconds_per_byte(results: Results, series: Series) -> dict[int, float]:
+def _added(more: Interval) -> str:
+    if more.low <= 0 <= more.high and not more.is_point:
+        return f"nothing that could be told {within(more, format_seconds)}"
+    return f"{format_seconds(more.value)} {within(more, format_seconds)}"
+
+
+def _host_seconds_per_byte(results: Results, series: Series) -> dict[int, list[float]]:
+    """Return the samples of the largest host read with the fewest in flight, by length."""
+    large = [m.variant for m in host_measures(results) if m.variant.startswith("4m-")][:1]
     values: dict[int, list[float]] = {}
     for other, sample in results.samples("host"):
         size, wall = sample.metrics.get("bytes"), sample.metrics.get("wall_s")
-        if other == series and sample.variant == "4m-seq-d1" and sample.outcome == "ok" and size and wall:
+        if other == series and sample.variant in large and sample.outcome == "ok" and size and wall:
             values.setdefault(sample.length, []).append(wall / size)
-    return {n: s.median for n, v in values.items() if (s := summarise(v))}
+    return values
 
 
-def _one(results: Results, series: Series, test: str, metric: str) -> float | None:
-    return next((v for s, x in results.samples(test) if s == series and (v := x.metrics.get(metric))), None)
-
-
-def _busy(results: Results, series: Series, length: int) -> float | None:
-    shares = [
-        cpu / wall
-        for other, s in results.samples("read")
-        if other == series and s.length == length and s.outcome == "ok"
-        if (cpu := cpu_s(s)) is not None and (wall := s.metrics.get("wall_s"))
-    ]
-    summary = summarise(shares)
-    return None if summary is None else summary.median
+def _size_of_read(results: Results, series: Series) -> float | None:
+    return next((v for s, x in results.samples("read") if s == series and (v := x.metrics.get("bytes"))), None)
 
 
 def _is_emulated(results: Results, series: Series) -> bool:
@@ -138,15 +127,8 @@ def _is_emulated(results: Results, series: Series) -> bool:
     return any(q.label == series.qemu and q.accelerator == "tcg" for q in qemus)
 
 
-def _name(effect: Effect) -> str:
+def name_of(effect: Effect) -> str:
+    """Name an effect's test in a sentence."""
     measure = effect.measure
     title = measure.title[0].lower() + measure.title[1:]
     return f"host reads of {measure.title}" if measure.test == "host" else title
-
-
-def _signed(seconds: float) -> str:
-    return format_seconds(seconds) if seconds >= 0 else f"nothing ({format_seconds(seconds)})"
-
-
-def _join(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from chainlift.units import format_bytes, format_seconds
+from chainlift.units import format_bytes, format_seconds, parse_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from chainlift.results.model import Sample
 
 Unit = Literal["s", "bytes", "iops", "bytes_per_s"]
+
+
+#: Key of the CPU time of a host read.
+HOST_CPU = "cpu_request_s"
 
 
 @dataclass(frozen=True)
@@ -50,27 +54,56 @@ class Measure:
         size, pattern, depth = [*variant.split("-"), "", ""][:3]
         text = size.upper().replace("K", " KiB").replace("M", " MiB")
         how = {"seq": "sequential", "strided": "strided"}.get(pattern, pattern)
+        what = f"{text} read"
+        if pattern == "cold":
+            how, what = "cold", f"cold {text} read"
+        elif pattern == "write":
+            how, what = "written", f"{text} write"
+        elif pattern == "single":
+            how, what = "one by one", f"single {text} read"
+        elif pattern.startswith("mixed"):
+            how, what = f"one by one, {pattern[5:]} % reads", f"{text} read or write"
         deep = f", depth {depth[1:]}" if depth[1:].isdigit() else ""
         return Measure(
             key="request_s",
             test="host",
             variant=variant,
             title=f"{text} {how}{deep}".strip(),
-            subject=f"a {text} read" + (f" at depth {depth[1:]}" if deep and depth != "d1" else ""),
+            subject=f"a {what}" + (f" at depth {depth[1:]}" if deep and depth != "d1" else ""),
             unit="s",
             value=_per_request,
         )
+
+
+def host_parts(variant: str) -> tuple[int, str, int]:
+    """Take a host read's variant apart, to be sorted by: size of a request in bytes, pattern, requests in flight."""
+    size, pattern, depth = [*variant.split("-"), "", ""][:3]
+    try:
+        size_bytes = parse_size(size)
+    except ValueError:
+        size_bytes = 1 << 62  # unknown kinds come last
+    # Reads from the page cache are the experiment's; what else is made stands behind them.
+    kind = "" if pattern in ("strided", "seq") else pattern
+    return size_bytes, kind, int(depth[1:]) if depth[1:].isdecimal() else 0
 
 
 def host_cpu(measure: Measure) -> Measure:
     """Return the CPU time of a host read: a busy machine changes it less than the time that passes."""
     return replace(
         measure,
-        key="cpu_request_s",
+        key=HOST_CPU,
         title=f"{measure.title}, CPU time",
         subject=f"the CPU time of {measure.subject}",
         value=cpu_per_request,
     )
+
+
+def cpu_time(measure: Measure) -> Measure:
+    """Return the CPU time of what a measure is the time of: of a host read, of a read in the guest, of a stream."""
+    if measure.key == "request_s":
+        return host_cpu(measure)
+    title, subject = f"{measure.title}, CPU time", f"the CPU time of {measure.subject}"
+    return replace(measure, key="cpu_s", title=title, subject=subject, value=cpu_s)
 
 
 def _metric(name: str) -> Callable[[Sample], float | None]:
@@ -117,6 +150,9 @@ LATENCIES = tuple(
             "s", _metric(f"latency_p{p}_s"))
     for p in (50, 95, 99)
 )  # fmt: skip
+BOOT = Measure("wall_s", "boot", "", "Booting the guest", "a guest's boot", "s", _metric("wall_s"))
+ROCKSDB = Measure("ops_per_s", "rocksdb", "", "RocksDB reads in the guest", "the rate of RocksDB reads in the guest",
+                  "iops", _metric("ops_per_s"), larger_is_better=True)  # fmt: skip
 MEMORY_BOOT = Measure("memory_bytes", "memory", "boot-halt", "Boot and halt", "QEMU's memory after boot and halt",
                       "bytes", own_memory)  # fmt: skip
 MEMORY_READ = Measure("memory_bytes", "memory", "boot-read-halt", "Boot, read the disk, halt",
@@ -129,6 +165,6 @@ HOST_MEMORY = Measure("memory_bytes", "host", "4k-strided-d1", "Memory of host r
                       "bytes", own_memory)  # fmt: skip
 
 MEASURES: tuple[Measure, ...] = (
-    *HOST, READ, RANDOM, *LATENCIES, STREAM, STREAM_HOST, MEMORY_BOOT, MEMORY_READ, STREAM_MEMORY, STREAM_HOST_MEMORY,
-    HOST_MEMORY,
+    *HOST, READ, BOOT, RANDOM, *LATENCIES, ROCKSDB, STREAM, STREAM_HOST, MEMORY_BOOT, MEMORY_READ, STREAM_MEMORY,
+    STREAM_HOST_MEMORY, HOST_MEMORY,
 )  # fmt: skip

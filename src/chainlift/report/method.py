@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from chainlift.report.data import plan_of
+from chainlift.report.effects import layers
 from chainlift.results.statistics import summarise
 from chainlift.units import format_bytes, format_seconds
 
@@ -31,6 +33,11 @@ _TESTS = {
     ),
     "profile": "Profiles: perf samples QEMU in a run of its own, never in a run that is timed.",
     "limits": "Limits: the longest chain that opens, and the longest that reads, found by bisection.",
+    "boot": "Boot: from the start of QEMU until the guest answers, its opening of the chain included.",
+    "rocksdb": (
+        "RocksDB: db_bench in the guest reads random keys of a database that was laid down before the first snapshot, "
+        "past the guest's cache, for a fixed time."
+    ),
     "live": "Live: a client reads all the while the running VM is switched from the chain to the lift and back.",
 }
 
@@ -57,10 +64,39 @@ def how_it_was_measured(results: Results) -> list[str]:
             "so that nothing in the chain changes while it is measured."
         )
         text.append(
-            "Repeats go round all lengths in turn, so that a slow minute of the machine hits every length alike. What "
-            "is shown is the median; the dots are the single samples, the line through them their range."
+            "Repeats go round all cells, so that a slow minute of the machine hits every length alike. What is shown "
+            "is the median: half of the samples may be disturbed without moving it far, where the least falls with the "
+            "number of samples and a mean follows each that was disturbed. The dots are the single samples, the line "
+            "through them their range."
         )
+        text += [s for run in results.runs for s in _how_cells_were_taken(run)]
         text.append("A ratio is to the shortest chain of the same run. Nothing on this page is typed in by hand.")
+    return text
+
+
+def _how_cells_were_taken(run: Run) -> list[str]:
+    """Say in which order, with which warm-up and beside what else the samples were taken, where that is recorded."""
+    plan = plan_of(run)
+    text = []
+    if "seed" in plan:
+        text.append(f"The order of the cells in a repeat is random (seed {plan['seed']}).")
+    if any("warm_up_requests" in s.metrics for s in run.samples):
+        text.append(
+            "Host reads are measured for a time (host_read.budget_s of CPU time), whatever number of requests that is; "
+            "the first requests of each, which load the layers' tables, are measured by themselves and taken off."
+        )
+    aio = {q.host_aio for q in run.environment.qemus if q.host_aio} if run.environment else set()
+    if aio:
+        text.append(f"Host reads read files with aio={', '.join(sorted(aio))}, chosen by what works here.")
+    if pin := plan.get("pin"):
+        text.append(f"Everything ran on CPU {', '.join(map(str, pin))} alone.")
+    seen = [s.conditions for s in run.samples if s.conditions is not None]
+    if seen:
+        quiet = sum(not c.is_disturbed for c in seen)
+        text.append(
+            f"Beside each cell the CPU time of other programs, the hypervisor's and that of a fixed loop were taken: "
+            f"{quiet} of {len(seen)} samples were taken on a quiet machine."
+        )
     return text
 
 
@@ -73,7 +109,7 @@ def _built(run: Run) -> str:
         "given": "was given",
     }[chain.built]
     text = (
-        f"The chain: {chain.length:,} layers over a disk of {format_bytes(chain.virtual_size_bytes)} with clusters of "
+        f"The chain: {layers(chain.length)} over a disk of {format_bytes(chain.virtual_size_bytes)} with clusters of "
         f"{format_bytes(chain.cluster_size_bytes)}; it {how}"
     )
     if chain.interval_s and chain.built == "live":
@@ -135,7 +171,8 @@ def environment_facts(results: Results) -> list[Facts]:
             )
         if env.guest is not None:
             guest = env.guest
-            what = " ".join(p for p in (guest.kind, guest.description, guest.kernel) if p)
+            named = f"kernel {guest.kernel}" if guest.kernel and guest.kernel not in guest.description else ""
+            what = ", ".join(p for p in (guest.kind, guest.description, named) if p)
             rows.append(("Guest", f"{what}; {guest.vcpus} vCPUs, {format_bytes(guest.memory_bytes)}"))
         rows.append(("Cache mode", env.cache_mode + (f", aio {env.aio}" if env.aio else "")))
         rows.append(("L2 cache size", env.l2_cache_size))
@@ -146,9 +183,14 @@ def environment_facts(results: Results) -> list[Facts]:
         )
         if places:
             rows.append(("Files on", "; ".join(places)))
+        if env.governor:
+            rows.append(("CPU governor", env.governor))
+        if env.mitigations:
+            active = sorted(name for name, text in env.mitigations.items() if text.startswith("Mitigation"))
+            rows.append(("Mitigations", ", ".join(active) or "none"))
         rows += [("Cannot show", limit) for limit in env.limits]
         rows.append(("Started", env.started_at.strftime("%Y-%m-%d %H:%M %Z").strip()))
-        rows.append(("chainlift", env.chainlift))
+        rows.append(("chainlift", env.chainlift + (f", commit {env.commit}" if env.commit else "")))
         tables.append(Facts("Environment" if len(results.runs) == 1 else f"Environment of {run.label}", tuple(rows)))
     return tables
 

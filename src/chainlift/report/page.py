@@ -4,38 +4,38 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from importlib.resources import files
+from math import ceil
 from typing import TYPE_CHECKING
 
 from chainlift._version import __version__
+from chainlift.host.durable import write_atomically
 from chainlift.report import style
 from chainlift.report.data import Results
+from chainlift.report.effects import (
+    Effect,
+    Verdict,
+    bounds,
+    effect_of,
+    host_measures,
+    steady,
+    subject_series,
+    verdict_of,
+)
 from chainlift.report.figures import draw_all
 from chainlift.report.findings import (
-    best_growth,
-    effect_of,
     failure_sentences,
-    first_plain,
     headline,
-    is_determined,
     lift_sentences,
+    memory_effect,
     memory_sentence,
-    steady,
 )
-from chainlift.report.measures import (
-    HOST,
-    MEMORY_READ,
-    RANDOM,
-    READ,
-    STREAM,
-    STREAM_HOST,
-    STREAM_HOST_MEMORY,
-    STREAM_MEMORY,
-)
+from chainlift.report.growths import main_growth
+from chainlift.report.measures import RANDOM, READ, STREAM, STREAM_HOST
 from chainlift.report.profiles import draw_flame_graphs
 from chainlift.report.sections import profiles_of, sections_of
+from chainlift.report.template import template, template_file
 from chainlift.report.warnings import warnings
-from chainlift.results.store import REPORT, write_atomically
+from chainlift.results.store import REPORT
 from chainlift.units import format_bytes, format_ratio
 
 if TYPE_CHECKING:
@@ -50,7 +50,6 @@ FIGURES = "figures"
 
 #: Tests in the tiles under the headline, where there is little room.
 _TILES = {
-    "host": "4 KiB read on the host",
     "random": "Random read in the guest",
     "read": "Read in the guest",
     "stream": "Streaming",
@@ -66,22 +65,24 @@ class Tile:
     more: str
 
 
-def write_report(directories: Sequence[Path]) -> Path:
-    """Draw ``report.html``, ``figures/*.svg`` and ``figures/*.png`` into the first of the directories.
+def write_report(directories: Sequence[Path], out: Path | None = None) -> Path:
+    """Draw ``report.html``, ``figures/*.svg`` and ``figures/*.png``.
 
     Several directories are laid side by side in one report. The same results give the same bytes.
 
     :param directories: result directories, at least one.
+    :param out: where the page and its figures go; the first of the directories where it is not given.
     :return: the page.
     :raise InputError: if one is no result directory or does not hold what it should.
     :raise MissingToolError: if the extra ``report`` is not installed.
     """
     style.require()
     results = Results.load(directories)
-    target = directories[0]
+    target = directories[0] if out is None else out
+    target.mkdir(parents=True, exist_ok=True)
     draw_flame_graphs(results)
     pictures = draw_all(results)
-    with style.look():
+    with style.drawing_style():
         (target / FIGURES).mkdir(exist_ok=True)
         for picture in pictures:
             write_atomically(target / FIGURES / f"{picture.name}.svg", style.svg_file(picture))
@@ -93,28 +94,18 @@ def write_report(directories: Sequence[Path]) -> Path:
 
 def render(results: Results, pictures: list[Picture]) -> str:
     """Return the page as text. What comes out of result files is escaped; nothing is loaded."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(
-        loader=PackageLoader("chainlift.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["powers"] = _powers
-    environment.filters["inline"] = lambda picture: Markup(style.svg_inline(picture))  # what style escapes
-    css = files("chainlift.report").joinpath("templates/report.css").read_text(encoding="utf-8")
     lifts = lift_sentences(results)
     memory = memory_sentence(results)
-    return environment.get_template("report.html.j2").render(
-        css=Markup(css),
+    return template("report.html.j2", powers=_powers).render(
+        css=Markup(template_file("report.css")),
         version=__version__,
-        title="What a snapshot chain costs: " + ", ".join(run.label for run in results.runs),
+        title="What a snapshot chain costs: " + ", ".join(run.title for run in results.runs),
         headline=headline(results),
         leads=[sentence for sentence in (memory, *lifts[:1], _whose(results)) if sentence],
-        tiles=_tiles(results),
+        tiles=(tiles := _tiles(results)),
+        tiles_a_row=ceil(len(tiles) / ceil(len(tiles) / 5)) if tiles else 1,
         warnings=warnings(results),
         failures=failure_sentences(results),
         profiles=bool(profiles_of(results)),
@@ -124,10 +115,10 @@ def render(results: Results, pictures: list[Picture]) -> str:
 
 
 def _whose(results: Results) -> str | None:
-    series = first_plain(results)
-    if series is None or len(results.plain) < 2:
+    series = subject_series(results)
+    if series is None or len(results.shown) < 2:
         return None
-    return f"Sentences and single figures are of {results.label(series, among=results.plain)}; figures show all."
+    return f"Sentences and single figures are of {results.label(series, among=results.shown)}; figures show all."
 
 
 def _powers(text: str) -> Markup:
@@ -138,35 +129,40 @@ def _powers(text: str) -> Markup:
 
 
 def _tiles(results: Results) -> list[Tile]:
-    series = first_plain(results)
+    series = subject_series(results)
     if series is None:
         return []
-    tiles = []
-    for measure in (HOST[0], RANDOM, READ, STREAM, STREAM_HOST):
-        effect = effect_of(results, series, steady(results, series, measure))
-        # More random reads through a longer chain are noise, and no headline.
-        if effect is not None and (effect.ratio >= 1 or not measure.larger_is_better):
-            tiles.append(
-                Tile(
-                    _TILES[measure.test] + (", CPU" if effect.measure.key == "cpu_request_s" else ""),
-                    format_ratio(effect.ratio) + (" fewer" if measure.larger_is_better else ""),
-                    f"{measure.format(effect.before)} at {effect.shortest:,}, {measure.format(effect.after)} at "
-                    f"{effect.longest:,}",
-                )
-            )
-    found = best_growth(results)
-    if found is not None and is_determined(found[1]):
-        tiles.append(Tile("The cost grows as", f"length^{found[1].exponent:.1f}", f"of {found[0].subject}"))
-    for measure in (MEMORY_READ, STREAM_MEMORY, STREAM_HOST_MEMORY):
-        effect = effect_of(results, series, measure)
-        if effect is not None and effect.after > effect.before:
-            tiles.append(
-                Tile(
-                    measure.title,
-                    f"+{format_bytes(effect.after - effect.before)}",
-                    f"{format_bytes(effect.before)} at {effect.shortest:,}, {format_bytes(effect.after)} at "
-                    f"{effect.longest:,}",
-                )
-            )
-            break
+    measures = (*host_measures(results)[:1], RANDOM, READ, STREAM, STREAM_HOST)
+    effects = [effect_of(results, series, steady(results, series, m)) for m in measures]
+    tiles = [_effect_tile(effect) for effect in effects if effect is not None]
+    found = main_growth(results)
+    if found is not None and found[2].is_told:
+        _, measure, growth = found
+        ends = f"95 %: {growth.exponent_low:.1f} to {growth.exponent_high:.1f}; of {measure.subject}"
+        tiles.append(Tile("The cost grows as", f"length^{growth.exponent:.1f}", ends))
+    memory = memory_effect(results)
+    if memory is not None:
+        more = memory.after - memory.before
+        untold = verdict_of(memory.difference, 0.0) is Verdict.UNTOLD
+        value = "no difference told" if untold else f"{'+' if more >= 0 else ''}{format_bytes(more)}"
+        ends = bounds(memory.difference, format_bytes)
+        tiles.append(Tile(memory.measure.title, value, _more(memory, ends)))
     return tiles
+
+
+def _effect_tile(effect: Effect) -> Tile:
+    measure = effect.measure
+    size = f"{measure.title.split()[0]} {measure.title.split()[1]} read on the host" if measure.test == "host" else ""
+    name = (size or _TILES[measure.test]) + (", CPU" if measure.key == "cpu_request_s" else "")
+    if effect.verdict is Verdict.UNTOLD:
+        return Tile(name, "no difference told", _more(effect, bounds(effect.interval)))
+    value = effect.ratio if effect.ratio >= 1 or not measure.larger_is_better else 1 / effect.ratio
+    fewer = (" fewer" if effect.ratio >= 1 else " more") if measure.larger_is_better else ""
+    interval = effect.interval if value == effect.ratio or effect.interval is None else effect.interval.inverse()
+    return Tile(name, format_ratio(value) + fewer, _more(effect, bounds(interval)))
+
+
+def _more(effect: Effect, ends: str) -> str:
+    write = effect.measure.format
+    said = f"95 %: {ends}; " if ends else "measured once; "
+    return f"{said}{write(effect.before)} at {effect.shortest:,}, {write(effect.after)} at {effect.longest:,}"

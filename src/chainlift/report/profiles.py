@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from statistics import median
 from typing import TYPE_CHECKING
 
-from chainlift.report.flamegraph import flame_graph
+from chainlift.host.durable import write_atomically
+from chainlift.profiling.flamegraph import flame_graph
+from chainlift.profiling.stacks import is_unknown, load_stacks, profile_name
+from chainlift.report.effects import join, layers
 from chainlift.report.measures import cpu_per_request
 from chainlift.report.reference import published
-from chainlift.report.tables import Column, Entry, Table
-from chainlift.results.stacks import is_unknown, load_stacks, profile_name
-from chainlift.results.statistics import fit_growth
-from chainlift.results.store import PROFILES, write_atomically
-from chainlift.units import format_seconds
+from chainlift.report.table import Column, Entry, Table
+from chainlift.results.store import PROFILES
+from chainlift.units import counted, format_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from chainlift.profiling.stacks import Stacks
     from chainlift.report.data import Results, Series
     from chainlift.results.model import Sample
-    from chainlift.results.stacks import Stacks
 
 #: What a profile of host reads was measured as, where nobody profiled.
 TIMED_AS = {"host-4k": "4k-strided-d1", "host-64k": "64k-seq-d1", "host-4m": "4m-seq-d1"}
@@ -72,7 +74,7 @@ def draw_flame_graphs(results: Results) -> None:
         for one in {p.stem: p for p in (low, *highs)}.values():
             _write(one.directory, one.stem, flame_graph(one.stacks, _title(results, one), _samples(one)))
         if first.length > low.length:
-            _write_difference(results, first, low, f"{low.length}-layers", f"at {_layers(low.length)}")
+            _write_difference(results, first, low, f"{low.length}-layers", f"at {layers(low.length)}")
         if last.series != first.series and last.length == first.length:
             other = first.stem.split("--")[1]
             _write_difference(results, last, first, other, f"with {results.qemu_name(first.series)}")
@@ -120,7 +122,7 @@ def hot_tables(results: Results) -> list[Table]:
         columns = (
             Column("series", "Of", numeric=False),
             Column("function", "Function", numeric=False),
-            *(Column(f"share_{n}", _layers(n)) for n in lengths),
+            *(Column(f"share_{n}", layers(n)) for n in lengths),
         )
         tables.append(Table(f"Self time by function: {variant}", columns, tuple(rows)))
     return tables
@@ -146,28 +148,25 @@ def share_sentence(results: Results) -> str | None:
 
 
 def calls_sentence(results: Results) -> str | None:
-    """Say how the time in ``bdrv_is_inserted`` grows: share of the profile times CPU time a request, by length."""
+    """Say what ``bdrv_is_inserted`` takes by length: its share of a profile times the median CPU time of a request."""
     sentences = []
     for variant, timed in TIMED_AS.items():
-        for series in results.plain:
+        for series in results.shown:
             costs = _inserted_cost(results, series, variant, timed)
-            growth = fit_growth(costs) if len(costs) > 1 else None
-            if growth is None:
+            if len(costs) < 2:
                 continue
             label = results.label(series)
-            low, high = (f"{format_seconds(costs[n])} at {_layers(n)}" for n in (min(costs), max(costs)))
-            label = results.label(series)
+            each = [f"{format_seconds(cost)} at {layers(length)}" for length, cost in costs.items()]
             sentences.append(
-                f"{label + ': a' if label else 'A'} {_SIZES[variant]} read spends {low} and {high} in "
-                f"bdrv_is_inserted, CPU time: it grows as length^{growth.exponent:.1f}."
+                f"{label + ': a' if label else 'A'} {_SIZES[variant]} read spends {join(each)} of CPU time in "
+                "bdrv_is_inserted."
             )
         if sentences:
             break
     if not sentences:
         return None
     return " ".join(sentences) + (
-        " One call walks the chain below it (linear); a read makes one at every level it falls through (quadratic); "
-        "what grows faster than that is the processor's caches running full."
+        " One call walks the chain below it (linear); a read makes one at every level it falls through (quadratic)."
     )
 
 
@@ -177,7 +176,11 @@ def _inserted_cost(results: Results, series: Series, variant: str, timed: str) -
     def of(test: str, wanted: str) -> Iterator[Sample]:
         return (s for other, s in results.samples(test) if (other, s.variant, s.outcome) == (series, wanted, "ok"))
 
-    cpu = {s.length: seconds for s in of("host", timed) if (seconds := cpu_per_request(s))}
+    each: dict[int, list[float]] = {}
+    for sample in of("host", timed):
+        if seconds := cpu_per_request(sample):
+            each.setdefault(sample.length, []).append(seconds)
+    cpu = {n: median(values) for n, values in each.items()}
     shares = {s.length: share for s in of("profile", variant) if (share := s.metrics.get("share_is_inserted"))}
     return {n: shares[n] * cpu[n] for n in sorted(shares) if n in cpu}
 
@@ -199,15 +202,11 @@ def _kind(name: str, functions: list[str]) -> str:
 
 
 def _title(results: Results, one: Profiled) -> str:
-    return f"{one.variant}, {_layers(one.length)}, {results.qemu_name(one.series)}"
+    return f"{one.variant}, {layers(one.length)}, {results.qemu_name(one.series)}"
 
 
 def _samples(one: Profiled) -> str:
-    return f"{one.stacks.total:,} samples"
-
-
-def _layers(length: int) -> str:
-    return f"{length:,} layer{'s' * (length != 1)}"
+    return counted(one.stacks.total, "sample")
 
 
 def _percent(share: float | None) -> Entry:

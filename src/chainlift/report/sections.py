@@ -7,28 +7,22 @@ import re
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from chainlift.report.explain import explanation, verdicts
-from chainlift.report.findings import (
-    best_growth,
-    comparison_sentence,
-    first_plain,
-    growth_sentence,
-    lift_sentences,
-    memory_sentence,
-    percent,
-    steps,
-)
+from chainlift.report.causes import cause_sentences, cause_tables
+from chainlift.report.effects import bounds, percent
+from chainlift.report.explain import effects, explanation
+from chainlift.report.findings import comparison_sentence, lift_sentences, memory_sentence
+from chainlift.report.growths import growth_sentence
+from chainlift.report.later import later_table
 from chainlift.report.method import chain_facts, environment_facts, how_it_was_measured
 from chainlift.report.profiles import PUBLISHED_AS, calls_sentence, hot_tables, share_sentence
 from chainlift.report.reference import published
+from chainlift.report.table import Column, Entry, Table
 from chainlift.report.tables import (
-    Column,
-    Entry,
-    Table,
     attempts_table,
     failure_table,
     growth_table,
     limits_table,
+    live_table,
     measure_table,
     tables_of,
 )
@@ -105,12 +99,24 @@ def sections_of(results: Results, pictures: list[Picture]) -> list[Section]:
         Section(
             "host",
             "Reads without a guest",
-            tuple(s for s in (growth, _step_sentence(results), comparison_sentence(results)) if s),
-            pictures=_of(drawn, "host-reads", "host-cpu"),
-            tables=tuple(t for t in (growth_table(results),) if t.rows),
+            tuple(s for s in (growth, comparison_sentence(results)) if s),
+            pictures=_of(drawn, "host-reads", "host-cpu", "settings", "latencies"),
+            tables=tuple(t for t in (growth_table(results),) if t.rows and t.shown),
+        ),
+        Section(
+            "cause",
+            "What the chain costs without the function",
+            tuple(cause_sentences(results)),
+            tables=tuple(cause_tables(results)),
         ),
         Section("guest", "The experiment's own tests", pictures=_of(drawn, "read", "stream", "stream-host", "random")),
-        Section("why", "Which test shows it, and why", tuple(explanation(results)), tables=_verdict_tables(results)),
+        Section(
+            "later",
+            "The authors' later tests",
+            pictures=_of(drawn, "boot"),
+            tables=tuple(t for t in (later_table(results),) if t.rows),
+        ),
+        Section("why", "Which test shows it, and why", tuple(explanation(results)), tables=verdict_tables(results)),
         Section(
             "memory",
             "Memory",
@@ -130,7 +136,12 @@ def sections_of(results: Results, pictures: list[Picture]) -> list[Section]:
             "Limits and crashes",
             tables=tuple(t for t in (limits_table(results), attempts_table(results), failure_table(results)) if t.rows),
         ),
-        Section("live", "Throughput while the chain is lifted", pictures=_of(drawn, "live")),
+        Section(
+            "live",
+            "Throughput while the chain is lifted",
+            pictures=_of(drawn, "live"),
+            tables=tuple(t for t in (live_table(results),) if t.rows),
+        ),
         Section(
             "chain", "The chain that was measured", pictures=_of(drawn, "chain"), beside=tuple(chain_facts(results))
         ),
@@ -167,22 +178,10 @@ def _lift_paragraphs(results: Results, drawn: dict[str, Picture]) -> tuple[str, 
     return (text, *lift_sentences(results))
 
 
-def _step_sentence(results: Results) -> str | None:
-    """Say how the exponent itself grows, where the cost is no single power."""
-    series, best = first_plain(results), best_growth(results)
-    if series is None or best is None:
-        return None
-    found = steps(results, series, best[0])
-    if len(found) < 2:
-        return None
-    parts = [f"length^{exponent:.1f} from {n:,} to {m:,} layers" for n, m, exponent in found]
-    return f"Step by step, what is added to {best[0].subject} grows as {', '.join(parts)}."
-
-
-def _verdict_tables(results: Results) -> tuple[Table, ...]:
+def verdict_tables(results: Results) -> tuple[Table, ...]:
+    """Return what each test shows of the chain, where there are two tests or more."""
     rows = []
-    for verdict in verdicts(results):
-        effect = verdict.effect
+    for effect in effects(results):
         name = f"Host, {effect.measure.title}" if effect.measure.test == "host" else effect.measure.title
         rows.append(
             (
@@ -190,7 +189,8 @@ def _verdict_tables(results: Results) -> tuple[Table, ...]:
                 Entry(effect.before, f"{effect.measure.format(effect.before)} at {effect.shortest:,}"),
                 Entry(effect.after, f"{effect.measure.format(effect.after)} at {effect.longest:,}"),
                 Entry(effect.ratio, format_ratio(effect.ratio)),
-                Entry(verdict.shows, verdict.shows),
+                Entry(bounds(effect.interval), bounds(effect.interval)),
+                Entry(effect.verdict.value, effect.verdict.value),
             )
         )
     columns = (
@@ -198,7 +198,8 @@ def _verdict_tables(results: Results) -> tuple[Table, ...]:
         Column("shortest", "Shortest chain"),
         Column("longest", "Longest chain"),
         Column("ratio", "Times worse"),
-        Column("shows", "Shows the chain's cost", numeric=False),
+        Column("ratio_95", "95 %"),
+        Column("verdict", "The longest chain costs", numeric=False),
     )
     table = Table("What each test shows of the chain", columns, tuple(rows))
     return (table,) if len(rows) > 1 else ()

@@ -98,12 +98,13 @@ def require() -> None:
             import_module(name)
     except ImportError as error:
         raise MissingToolError(
-            f"drawing a report needs the Python package {error.name}", hint="pip install 'chainlift[report]'"
+            f"drawing a report needs the Python package {error.name}",
+            hint="pip install 'chainlift[report]', or Debian's package chainlift-study",
         ) from error
 
 
 @contextmanager
-def look() -> Iterator[None]:
+def drawing_style() -> Iterator[None]:
     """Draw and save within the style."""
     from matplotlib import rc_context, rcdefaults
 
@@ -116,7 +117,14 @@ def look() -> Iterator[None]:
 def new_figure(
     width: float, height: float, rows: int = 1, columns: int = 1, *, width_ratios: Sequence[float] | None = None
 ) -> tuple[Figure, list[Axes]]:
-    """Return a figure of that many panels, row by row. No window, no global state: pyplot is not used."""
+    """Return a figure of that many panels, row by row. No window, no global state: pyplot is not used.
+
+    :param width: in inches.
+    :param height: in inches.
+    :param rows: of panels.
+    :param columns: of panels.
+    :param width_ratios: of the columns; None: all alike.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height))

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import signal
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from chainlift.report.causes import cause_tables
 from chainlift.report.data import Results, Series
-from chainlift.report.findings import describe_failure, growth_of
+from chainlift.report.effects import bounds
+from chainlift.report.findings import describe_failure
+from chainlift.report.growths import common_lengths, growth_of
+from chainlift.report.later import later_table
 from chainlift.report.measures import HOST_VARIANTS, cpu_per_request, cpu_s, host_cpu
+from chainlift.report.table import Column, Entry, Table, Value
+from chainlift.results.intervals import median_interval, ratio_interval
 from chainlift.results.statistics import summarise
-from chainlift.units import format_ratio, format_seconds
+from chainlift.units import format_bytes, format_ratio, format_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,44 +24,6 @@ if TYPE_CHECKING:
     from chainlift.report.data import Cell as Samples
     from chainlift.report.measures import Measure
     from chainlift.results.model import LimitAttempt
-    from chainlift.results.statistics import Growth
-
-Value = str | int | float | None
-
-
-@dataclass(frozen=True)
-class Column:
-    """One column: the name of its values in JSON, its heading, and whether figures stand in it."""
-
-    key: str
-    title: str
-    numeric: bool = True
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One field: the value with the unit its column's key names, and how it is written for people."""
-
-    value: Value
-    text: str
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table with its title; every row has one entry a column."""
-
-    title: str
-    columns: tuple[Column, ...]
-    rows: tuple[tuple[Entry, ...], ...]
-    note: str = ""
-
-    def as_data(self) -> dict[str, object]:
-        """Return the table as JSON has it: ``{"title": ..., "rows": [{key: value}]}``."""
-        keys = [column.key for column in self.columns]
-        return {
-            "title": self.title,
-            "rows": [dict(zip(keys, [e.value for e in row], strict=True)) for row in self.rows],
-        }
 
 
 def result_tables(directories: Sequence[Path]) -> list[Table]:
@@ -71,9 +38,12 @@ def tables_of(results: Results) -> list[Table]:
     """Return the result tables of loaded results."""
     tables = [measure_table(results, measure) for measure in results.measures()]
     tables.append(growth_table(results))
+    tables += cause_tables(results)
+    tables.append(later_table(results))
     tables.append(failure_table(results))
     tables.append(limits_table(results))
     tables.append(attempts_table(results))
+    tables.append(live_table(results))
     return [table for table in tables if table.rows]
 
 
@@ -92,9 +62,14 @@ def measure_table(results: Results, measure: Measure) -> Table:
         columns.insert(0, Column("series", "Of", numeric=False))
     columns += [
         Column(measure.key, "Median"),
+        Column(f"low_{measure.key}", "", shown=False),
+        Column(f"high_{measure.key}", "", shown=False),
         Column(f"min_{measure.key}", "Min"),
         Column(f"max_{measure.key}", "Max"),
         Column("ratio", "Ratio"),
+        Column("ratio_low", "", shown=False),
+        Column("ratio_high", "", shown=False),
+        Column("ratio_95", "95 %", numeric=False),
     ]
     if with_cpu:
         columns.append(Column("cpu_request_s" if per_request else "cpu_s", "CPU"))
@@ -117,59 +92,93 @@ def measure_table(results: Results, measure: Measure) -> Table:
 
 
 def growth_table(results: Results) -> Table:
-    """Return the exponents with which the chain's cost grows; of several series, one column each."""
+    """Return the exponents with which the chain's cost grows; of several series, one column each over the same lengths.
+
+    Where the samples do not tell the exponent, the reason stands there.
+    """
     measures = [m for m in results.measures() if m.key in ("request_s", "wall_s", "memory_bytes")]
     measures = [both for m in measures for both in ((m, host_cpu(m)) if m.key == "request_s" else (m,))]
     shown = [s for s in results.series if s.is_plain]
-    title = "Growth with the chain length"
-    note = "Of the cost over that of the shortest chain, as a power of the length: 1 is linear, 2 quadratic."
-    fitted = {m: {s: g for s in shown if (g := _exponent(results, s, m)) is not None} for m in measures}
-    rows: list[tuple[Entry, ...]] = []
-    if len(shown) > 1:
-        labels = [results.label(s, among=shown) for s in shown]
-        for measure, growths in fitted.items():
-            if growths:
-                entries = [
-                    Entry(g.exponent, f"{g.exponent:.2f} ± {_half(g):.2f}")
-                    if (g := growths.get(s))
-                    else Entry(None, "")
-                    for s in shown
-                ]
-                rows.append((Entry(measure.title, measure.title), *entries))
-        each = [Column(f"exponent, {label}", label) for label in labels]
-        return Table(title, (Column("what", "What the chain adds to", numeric=False), *each), tuple(rows), note)
-    rows = [
-        (
-            Entry(measure.title, measure.title),
-            Entry(growth.exponent, f"{growth.exponent:.2f}"),
-            Entry(_half(growth), f"± {_half(growth):.2f}"),
-            Entry(growth.lengths[0], f"{growth.lengths[0]:,}-{growth.lengths[-1]:,}"),
-            Entry(len(growth.lengths), str(len(growth.lengths))),
+    return _growths_side_by_side(results, measures, shown) if len(shown) > 1 else _growths(results, measures, shown)
+
+
+_GROWTH_TITLE = "Growth with the chain length"
+_GROWTH_NOTE = (
+    "Of what the chain adds, as a power of the length: 1 is linear, 2 quadratic; floor, factor and exponent fitted "
+    "together to all samples."
+)
+
+
+def _growths(results: Results, measures: Sequence[Measure], shown: Sequence[Series]) -> Table:
+    rows, any_told = [], False
+    for series, measure in ((s, m) for m in measures for s in shown):
+        if len(results.medians(series, measure)) < 2:
+            continue
+        growth = growth_of(results, series, measure)
+        told = growth.is_told
+        any_told |= told
+        ends = f"{growth.exponent_low:.2f} to {growth.exponent_high:.2f}" if told else growth.untold
+        lost = ", ".join(f"{n:,} ({why})" for n, why in growth.left_out)
+        lengths = ", ".join(f"{n:,}" for n in growth.lengths)
+        out = ", ".join(s.name for s in growth.shapes if s.ruled_out)
+        rows.append(
+            (
+                Entry(measure.title, measure.title),
+                Entry(growth.exponent if told else None, f"{growth.exponent:.2f}" if told else ""),
+                Entry(growth.exponent_low if told else None, ""),
+                Entry(growth.exponent_high if told else None, ""),
+                Entry(growth.untold or None, ends),
+                Entry(out, out),
+                Entry(growth.misfit, "no" if growth.misfit else "yes" if growth.shapes else ""),
+                Entry(lengths, lengths),
+                Entry(growth.samples, str(growth.samples)),
+                Entry(lost, lost),
+            )
         )
-        for measure, growths in fitted.items()
-        for growth in growths.values()
-    ]
     columns = (
         Column("what", "What the chain adds to", numeric=False),
         Column("exponent", "Exponent"),
-        Column("exponent_95", "95 %"),
-        Column("from_length", "Lengths"),
-        Column("points", "Points"),
+        Column("exponent_low", "", shown=False),
+        Column("exponent_high", "", shown=False),
+        Column("untold", "95 %, or why it cannot be told", numeric=False),
+        Column("ruled_out", "Ruled out", numeric=False),
+        Column("misfit", "One power fits", numeric=False),
+        Column("lengths", "Lengths", numeric=False),
+        Column("samples", "Samples"),
+        Column("left_out", "Left out", numeric=False),
     )
-    return Table(title, columns, tuple(rows), note)
+    return Table(_GROWTH_TITLE, columns, tuple(rows), _GROWTH_NOTE, shown=any_told)
 
 
-def _exponent(results: Results, series: Series, measure: Measure) -> Growth | None:
-    growth = growth_of(results, series, measure)
-    return growth if growth is not None and len(growth.lengths) > 2 else None
-
-
-def _growth_entry(growth: Growth | None) -> Entry:
-    return Entry(None, "") if growth is None else Entry(growth.exponent, f"{growth.exponent:.2f} ± {_half(growth):.2f}")
-
-
-def _half(growth: Growth) -> float:
-    return (growth.exponent_high - growth.exponent_low) / 2
+def _growths_side_by_side(results: Results, measures: Sequence[Measure], shown: Sequence[Series]) -> Table:
+    labels = [results.label(s, among=shown) for s in shown]
+    rows = []
+    for measure in measures:
+        having = [s for s in shown if len(results.medians(s, measure)) > 1]
+        lengths = sorted(common_lengths(results, having, measure))
+        if not having or len(lengths) < 2:
+            continue
+        growths = {s: growth_of(results, s, measure, lengths=lengths) for s in having}
+        if not any(g.is_told for g in growths.values()):
+            continue
+        over = ", ".join(f"{n:,}" for n in lengths)
+        row = [Entry(measure.title, measure.title), Entry(over, over)]
+        for series in shown:
+            growth = growths.get(series)
+            if growth is None or not growth.is_told:
+                row += [Entry(None, "" if growth is None else "cannot be told"), Entry(None, ""), Entry(None, "")]
+            else:
+                ends = f"{growth.exponent:.2f} ({growth.exponent_low:.2f} to {growth.exponent_high:.2f})"
+                row += [Entry(growth.exponent, ends), Entry(growth.exponent_low, ""), Entry(growth.exponent_high, "")]
+        rows.append(tuple(row))
+    columns = [
+        Column("what", "What the chain adds to", numeric=False),
+        Column("lengths", "Over the lengths", numeric=False),
+    ]
+    for label in labels:
+        columns.append(Column(f"exponent, {label}", label))
+        columns += [Column(f"exponent_{end}, {label}", "", shown=False) for end in ("low", "high")]
+    return Table(_GROWTH_TITLE, tuple(columns), tuple(rows), _GROWTH_NOTE + " In brackets the 95 % interval.")
 
 
 def failure_table(results: Results) -> Table:
@@ -197,7 +206,8 @@ def failure_table(results: Results) -> Table:
 def limits_table(results: Results) -> Table:
     """Return the longest chains that were opened and read, and what stopped the next one."""
     rows = []
-    for series, sample in results.samples("limits"):
+    # Before 2026-11-26 a plan with lifts wrote the plain chain's limits down for them too.
+    for series, sample in ((x, s) for x, s in results.samples("limits") if x.is_plain):
         name = results.label(series) or results.qemu_name(series)
         longest, open_s, files = (sample.metrics.get(m) for m in ("longest", "open_s", "file_descriptors"))
         beyond = sample.detail or describe_failure(sample)
@@ -220,6 +230,51 @@ def limits_table(results: Results) -> Table:
         Column("beyond", "Beyond that", numeric=False),
     )
     return Table("The longest chain", columns, tuple(rows))
+
+
+_LIVE = {
+    "stall_s": "Longest request, switch to the index",
+    "restore_stall_s": "Switch back",
+    "quiet_stall_s": "Before",
+    "bytes_per_s_before": "Read before",
+    "bytes_per_s_during": "During",
+    "bytes_per_s_after": "After",
+    "pivot_s": "The switch took",
+    "restore_s": "The way back took",
+    "longest_command_s": "Longest command",
+    "extents": "Extents",
+}
+
+
+def live_table(results: Results) -> Table:
+    """Return what a guest noticed of its disk being switched; what was not measured is left empty."""
+    rows = []
+    for series, sample in results.samples("live"):
+        if sample.outcome != "ok":
+            continue
+        name = results.label(series) or results.qemu_name(series)
+        row = [
+            Entry(name, name),
+            Entry(sample.length, f"{sample.length:,}"),
+            Entry(sample.repeat, f"{sample.repeat + 1}"),
+        ]
+        for metric in _LIVE:
+            value = sample.metrics.get(metric)
+            row.append(Entry(value, "" if value is None else _live_text(metric, value)))
+        rows.append(tuple(row))
+    columns = (
+        Column("series", "Of", numeric=False),
+        Column("length", "Length"),
+        Column("repeat", "Repeat"),
+        *(Column(key, title) for key, title in _LIVE.items()),
+    )
+    return Table("Switching a running disk", columns, tuple(rows))
+
+
+def _live_text(metric: str, value: float) -> str:
+    if metric.startswith("bytes_per_s"):
+        return f"{format_bytes(value)}/s"
+    return format_seconds(value) if metric.endswith("_s") else f"{value:,.0f}"
 
 
 def attempts_table(results: Results) -> Table:
@@ -252,24 +307,39 @@ def _attempt(found: LimitAttempt | None) -> Entry:
     return Entry(found.open_s, f"{opened}, {ended}")
 
 
-def baseline(results: Results, series: Series, measure: Measure) -> float | None:
-    """Return the median at the shortest plain chain of the same run and QEMU: what a ratio is a ratio to."""
+def baseline(results: Results, series: Series, measure: Measure) -> Samples | None:
+    """Return the shortest plain chain of the same run and QEMU: what a ratio is a ratio to.
+
+    :param results: what was measured.
+    :param series: of one QEMU and one lift.
+    :param measure: what the ratio is of.
+    """
     for other in results.series:
-        if (other.run, other.qemu, other.is_plain) == (series.run, series.qemu, True):
-            medians = results.medians(other, measure)
-            return next(iter(medians.values()), None)
-    return next(iter(results.medians(series, measure).values()), None)
+        if (other.run, other.qemu, other.setting, other.is_plain) == (series.run, series.qemu, series.setting, True):
+            break
+    else:
+        other = series
+    return next((cell for cell in results.cells(other, measure).values() if cell.values), None)
 
 
-def _figures(measure: Measure, samples: Samples, base: float | None) -> list[Entry]:
+def _figures(measure: Measure, samples: Samples, base: Samples | None) -> list[Entry]:
     if not samples.values:
         text = describe_failure(samples.failures[0])
-        return [Entry(None, text), Entry(None, ""), Entry(None, ""), Entry(None, "")]
-    summary = samples.summary
-    ratio = summary.median / base if base else None
-    values = (summary.median, summary.low, summary.high)
-    figures = [Entry(value, measure.format(value)) for value in values]
-    return [*figures, Entry(ratio, "" if ratio is None else format_ratio(ratio))]
+        return [Entry(None, text), *[Entry(None, "")] * 8]
+    summary, interval = samples.summary, median_interval(samples.values)
+    ratio = summary.median / base.median if base and base.median else None
+    ends = ratio_interval(samples.values, base.values) if base and samples != base else None
+    return [
+        Entry(summary.median, measure.format(summary.median)),
+        Entry(None if interval is None else interval.low, ""),
+        Entry(None if interval is None else interval.high, ""),
+        Entry(summary.low, measure.format(summary.low)),
+        Entry(summary.high, measure.format(summary.high)),
+        Entry(ratio, "" if ratio is None else format_ratio(ratio)),
+        Entry(None if ends is None else ends.low, ""),
+        Entry(None if ends is None else ends.high, ""),
+        Entry(bounds(ends), bounds(ends)),
+    ]
 
 
 def _cpu(results: Results, series: Series, measure: Measure, length: int) -> float | None:

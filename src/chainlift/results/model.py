@@ -5,9 +5,12 @@ A result directory holds::
     plan.toml           the plan as it ran, every default written out
     environment.json    :class:`Environment`, one entry a QEMU
     chain.json          :class:`ChainShape`
+    parameters.json     of a study with host reads: what the model of costs knows of each QEMU on this host
     samples.jsonl       one :class:`Sample` a line, appended and synced as it was taken; never rewritten
     attempts.jsonl      one :class:`LimitAttempt` a line: each length that the limits test tried
+    state.json          :class:`State`: how far the study is
     results.csv         the samples, tidy: one row a sample and metric
+    latencies/          histograms of single host requests: at_most_s,requests
     profiles/           folded stacks, speedscope files and flame graphs
     report.html         drawn from the files above, and from nothing else
 
@@ -27,7 +30,7 @@ from pydantic import BaseModel, ConfigDict, Field
 SCHEMA = 1
 
 Lift = Literal["none", "index", "squash"]
-Test = Literal["read", "random", "host", "stream", "memory", "profile", "limits", "live"]
+Test = Literal["read", "random", "host", "stream", "memory", "profile", "limits", "live", "boot", "rocksdb"]
 Outcome = Literal["ok", "crashed", "timed out", "failed"]
 
 
@@ -35,10 +38,27 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class Conditions(_Frozen):
+    """What else the machine did while a sample was taken."""
+
+    #: CPU time that other programs took, of all that the CPUs had.
+    others_share: float = Field(ge=0, le=1)
+    #: CPU time that the hypervisor gave to others, the same.
+    steal_share: float = Field(ge=0, le=1)
+    #: CPU time of a fixed loop beside the cell, over that of its fastest run in the study.
+    slowdown: float = Field(gt=0)
+    #: Whether that is more than the plan calls quiet.
+    is_disturbed: bool
+    #: How often the cell was measured; the least disturbed run is this one.
+    runs: int = Field(default=1, ge=1)
+    #: How long the study waited for a quiet machine before it.
+    waited_s: float = Field(default=0.0, ge=0)
+
+
 class Sample(_Frozen):
     """One measurement, as it was taken.
 
-    ``(test, variant, qemu, lift, length, repeat)`` names it; a resumed study skips the names it already has.
+    ``(test, variant, qemu, lift, setting, length, repeat)`` names it; a resumed study skips the names it already has.
     """
 
     test: Test
@@ -48,6 +68,8 @@ class Sample(_Frozen):
     length: int = Field(ge=0)
     qemu: str = "host"
     lift: Lift = "none"
+    #: What the plan varies and has here: ``cache=none, aio=native``; empty where it varies nothing.
+    setting: str = ""
     repeat: int = Field(ge=0)
     started_at: datetime
     outcome: Outcome = "ok"
@@ -59,11 +81,28 @@ class Sample(_Frozen):
     metrics: dict[str, float] = Field(default_factory=dict)
     #: Load average of the host when the sample began: a noisy machine shows.
     load_1m: float | None = None
+    #: Missing in samples from before 2026-11-26.
+    conditions: Conditions | None = None
+    #: The version of chainlift that took it; missing in samples from before 2026-11-26.
+    chainlift: str | None = None
 
     @property
-    def name(self) -> tuple[str, str, str, str, int, int]:
+    def name(self) -> tuple[str, str, str, str, str, int, int]:
         """What makes the sample the one it is."""
-        return (self.test, self.variant, self.qemu, self.lift, self.length, self.repeat)
+        return (self.test, self.variant, self.qemu, self.lift, self.setting, self.length, self.repeat)
+
+
+class State(_Frozen):
+    """How far a study is."""
+
+    #: Runs of probes that the plan asks for, and those that are made.
+    cells: int = Field(ge=0)
+    done: int = Field(ge=0)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether everything that was planned is there."""
+        return self.done >= self.cells
 
 
 class LimitAttempt(_Frozen):
@@ -100,11 +139,18 @@ class QemuFacts(_Frozen):
     version: str
     #: Where it came from: ``host``, ``debian:trixie``, ``path``.
     source: str
+    #: The function that was taken out of it and the label of the QEMU that it is a copy of, where it is one.
+    without: str = ""
+    copy_of: str = ""
     accelerator: Literal["kvm", "tcg"]
     #: Why this accelerator: ``a guest booted under KVM in 1.2 s``, ``no guest booted under KVM in 20 s``.
     accelerator_reason: str = ""
     machine: str = ""
     has_symbols: bool | None = None
+    #: How host reads read files, where that was left to chainlift (``host_read.aio = "auto"``).
+    host_aio: str = ""
+    #: SHA-256 of its programs, by their names; missing in results from before 2026-11-26, as the others are.
+    sha256: dict[str, str] = Field(default_factory=dict)
 
 
 class GuestFacts(_Frozen):
@@ -115,6 +161,8 @@ class GuestFacts(_Frozen):
     description: str = ""
     memory_bytes: int
     vcpus: int
+    #: SHA-256 of its kernel and initrd.
+    sha256: dict[str, str] = Field(default_factory=dict)
 
 
 class Environment(_Frozen):
@@ -135,6 +183,14 @@ class Environment(_Frozen):
     qemus: list[QemuFacts]
     guest: GuestFacts | None = None
     files: list[FilePlace] = Field(default_factory=list)
+    #: How the kernel clocks the CPUs; empty where that is not the kernel's to say.
+    governor: str = ""
+    #: What the kernel does about each weakness of the CPU.
+    mitigations: dict[str, str] = Field(default_factory=dict)
+    #: The commit of chainlift's sources, ``+`` where they were changed; empty for an installed chainlift.
+    commit: str = ""
+    #: SHA-256 of the SHA-256s of the chain's files, the base's first.
+    chain_sha256: str = ""
     #: What this machine could not show: no KVM, no symbols, no perf.
     limits: list[str] = Field(default_factory=list)
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import io
 import json
 import os
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from chainlift.errors import InputError
-from chainlift.results.model import SCHEMA, ChainShape, Environment, LimitAttempt, Sample
+from chainlift.host.durable import write_atomically
+from chainlift.results.model import SCHEMA, ChainShape, Environment, LimitAttempt, Sample, State
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
 _M = TypeVar("_M", bound=BaseModel)
@@ -22,31 +25,21 @@ _M = TypeVar("_M", bound=BaseModel)
 PLAN = "plan.toml"
 ENVIRONMENT = "environment.json"
 CHAIN = "chain.json"
+PARAMETERS = "parameters.json"
 SAMPLES = "samples.jsonl"
 ATTEMPTS = "attempts.jsonl"
 CSV = "results.csv"
+STATE = "state.json"
+LOCK = ".lock"
 REPORT = "report.html"
 PROFILES = "profiles"
 LIVE = "live"
+LATENCIES = "latencies"
 
 _CSV_COLUMNS = (
-    "test", "variant", "qemu", "lift", "length", "repeat", "started_at", "outcome", "signal", "load_1m",
+    "test", "variant", "qemu", "lift", "setting", "length", "repeat", "started_at", "outcome", "signal", "load_1m",
     "metric", "value",
 )  # fmt: skip
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace ``path`` by a file with this text; a reader, or a power cut, sees the old or the new one whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
-    try:
-        with temporary.open("w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 class ResultDirectory:
@@ -69,14 +62,15 @@ class ResultDirectory:
         return cls(path)
 
     @classmethod
-    def create(cls, path: Path, plan_text: str) -> ResultDirectory:
+    def create(cls, path: Path, plan_text: str, *, before: str | None = None) -> ResultDirectory:
         """Make the directory for this plan, or open it where it holds the same plan (a study that continues).
 
+        :param before: the text of the plan whose results may be there too, because this plan extends it.
         :raise InputError: if it holds another plan's results, or other files.
         """
         plan = path / PLAN
         if plan.exists():
-            if plan.read_text(encoding="utf-8") != plan_text:
+            if plan.read_text(encoding="utf-8") not in (plan_text, before):
                 raise InputError("holds another plan's results", path=path, hint="choose another --out")
             return cls(path)
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
@@ -84,6 +78,33 @@ class ResultDirectory:
         path.mkdir(parents=True, exist_ok=True)
         write_atomically(plan, plan_text)
         return cls(path)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the directory for one study: what is measured is measured once.
+
+        :raise InputError: if another study writes into it.
+        """
+        with (self.path / LOCK).open("a") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise InputError(
+                    "another study writes its results there", path=self.path, hint="wait for it or choose another --out"
+                ) from error
+            yield
+
+    def write_plan(self, plan_text: str) -> None:
+        """Replace the plan by one that extends it."""
+        write_atomically(self.path / PLAN, plan_text)
+
+    def write_state(self, state: State) -> None:
+        """Note how far the study is."""
+        write_atomically(self.path / STATE, state.model_dump_json() + "\n")
+
+    def state(self) -> State | None:
+        """Return how far the study is; None of results from before this was noted."""
+        return self._read(STATE, State) if (self.path / STATE).exists() else None
 
     def plan_text(self) -> str:
         """Return the plan as it ran."""
@@ -133,7 +154,7 @@ class ResultDirectory:
         writer.writerow(_CSV_COLUMNS)
         for sample in samples:
             head = [
-                sample.test, sample.variant, sample.qemu, sample.lift, sample.length, sample.repeat,
+                sample.test, sample.variant, sample.qemu, sample.lift, sample.setting, sample.length, sample.repeat,
                 sample.started_at.isoformat(), sample.outcome, sample.signal, sample.load_1m,
             ]  # fmt: skip
             for metric, value in sample.metrics.items() or [("", "")]:

@@ -63,7 +63,7 @@ def remove_leftovers(root: Path) -> None:
 class ActiveLayers:
     """Makes the throw-away active layers of a study's runs.
 
-    A disk is lifted once for all runs on it that follow each other; each gets a copy of the lifted active layer.
+    A disk is lifted once for all runs on it; each gets a copy of the lifted active layer.
 
     :param scratch: a directory on the chain's file system.
     """
@@ -71,8 +71,7 @@ class ActiveLayers:
     def __init__(self, chain: ChainDirectory, scratch: Path) -> None:
         self._chain = chain
         self._scratch = scratch
-        self._lifted_as: tuple[str, int, str] | None = None
-        self._lifted: Path | None = None
+        self._lifted: dict[tuple[str, int, str], Path] = {}
 
     @contextmanager
     def copy(self, qemu: Qemu, length: int, lift: Lift) -> Iterator[Path]:
@@ -87,8 +86,9 @@ class ActiveLayers:
             if lift == "none":
                 self._copy_layer(qemu, length, image)
             else:
-                copy_sparse(self._lifted_layer(qemu, length, lift), image)
-                self._name_backing_absolutely(qemu, image)
+                lifted = self._lifted_layer(qemu, length, lift)
+                copy_sparse(lifted, image)
+                _name_backing_absolutely(qemu, lifted, image)
             yield image
         finally:
             shutil.rmtree(directory, ignore_errors=True)
@@ -99,26 +99,22 @@ class ActiveLayers:
 
     def _lifted_layer(self, qemu: Qemu, length: int, lift: Lift) -> Path:
         wanted = (qemu.label, length, lift)
-        if self._lifted is None or self._lifted_as != wanted:
-            if self._lifted is not None:
-                shutil.rmtree(self._lifted.parent, ignore_errors=True)
-                self._lifted = None
+        if wanted not in self._lifted:
             image = Path(mkdtemp(prefix="lifted-", dir=self._scratch)) / "active.qcow2"
             self._copy_layer(qemu, length, image)
             apply_lift(lift, image, qemu)
-            self._lifted, self._lifted_as = image, wanted
-        return self._lifted
+            self._lifted[wanted] = image
+        return self._lifted[wanted]
 
-    def _name_backing_absolutely(self, qemu: Qemu, image: Path) -> None:
-        """Make a copied overlay find what the original's relative name means."""
-        assert self._lifted is not None
-        info = run_tool(
-            qemu.command("img", "info", "-U", "-f", "qcow2", "--output=json", str(self._lifted)),
-            environment=qemu.environment,
-        )
-        name = json.loads(info.stdout)["backing-filename"]
-        if not name.startswith(("/", "json:")):
-            _rebase(qemu, image, str(self._lifted.parent / name))
+
+def _name_backing_absolutely(qemu: Qemu, lifted: Path, image: Path) -> None:
+    """Make the copy of a lifted overlay find what the original's relative name means."""
+    info = run_tool(
+        qemu.command("img", "info", "-U", "-f", "qcow2", "--output=json", str(lifted)), environment=qemu.environment
+    )
+    name = json.loads(info.stdout)["backing-filename"]
+    if not name.startswith(("/", "json:")):
+        _rebase(qemu, image, str(lifted.parent / name))
 
 
 def _rebase(qemu: Qemu, image: Path, backing: str) -> None:

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 from chainlift.guest.accel import Choice, choose_accelerator
 from chainlift.guest.catalog import guest_kind
 from chainlift.host.cache import cache_dir
-from chainlift.qemu.binary import find_qemu
+from chainlift.qemu.find import find_qemu
+from chainlift.study.build_live import LiveBuilder
+from chainlift.study.build_offline import build_offline
 from chainlift.study.chain_store import ChainDirectory
-from chainlift.study.live import LiveBuilder
-from chainlift.study.offline import build_offline
+from chainlift.study.rocksdb import PACKAGE
 from chainlift.study.space import chain_bytes, require_space
 
 if TYPE_CHECKING:
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
     from chainlift.qemu.binary import Qemu
     from chainlift.qemu.machine import Accelerator
     from chainlift.study.chain_store import Manifest
-    from chainlift.study.plan import GuestPlan, Plan
+    from chainlift.study.plan import Plan
+    from chainlift.study.plan_tables import GuestPlan
     from chainlift.study.progress import Progress
 
 
@@ -36,6 +38,8 @@ class Bench:
     chains: Path
     #: False where nothing that is measured boots a guest: then KVM need not be tried.
     boots: bool = True
+    #: The accelerator, where it is known.
+    known: Choice | None = None
 
     @classmethod
     def find(cls, plan: Plan) -> Bench:
@@ -57,6 +61,8 @@ class Bench:
     @cached_property
     def chosen(self) -> Choice:
         """The accelerator; finding out may boot a guest, so it is done when it is first needed."""
+        if self.known is not None:
+            return self.known
         if not self.boots:
             return Choice("tcg", "no guest boots in this study")
         return choose_accelerator(self.plan.accelerator, self.builder)
@@ -64,7 +70,8 @@ class Bench:
     @cached_property
     def kind(self) -> GuestKind:
         """The plan's kind of guest."""
-        return _guest_kind(self.plan.guest, self.builder, self.chosen.name)
+        packages = (PACKAGE,) if self.plan.chain.rocksdb_keys else ()
+        return _guest_kind(self.plan.guest, self.builder, self.chosen.name, packages)
 
     @property
     def chain(self) -> ChainDirectory:
@@ -82,6 +89,9 @@ class Bench:
 def built_chain(plan: Plan, bench: Bench, progress: Progress) -> tuple[ChainDirectory, Manifest]:
     """Return the plan's chain, building it, or what is left of it, first where it is not finished.
 
+    :param plan: what is wanted.
+    :param bench: the programs and directories that it is built with.
+    :param progress: is told of stages and layers.
     :raise InputError: if there is too little space, or a finished chain is not as it was.
     :raise OperationError: if another study builds or uses it.
     """
@@ -99,7 +109,9 @@ def built_chain(plan: Plan, bench: Bench, progress: Progress) -> tuple[ChainDire
         return chain, builder.build()
 
 
-def _guest_kind(plan: GuestPlan, qemu: Qemu, accelerator: Accelerator = "tcg") -> GuestKind:
+def _guest_kind(
+    plan: GuestPlan, qemu: Qemu, accelerator: Accelerator = "tcg", packages: tuple[str, ...] = ()
+) -> GuestKind:
     """Return the kind of guest that a plan names, with the options that it gives."""
 
     def path(name: str) -> Path | None:
@@ -118,4 +130,5 @@ def _guest_kind(plan: GuestPlan, qemu: Qemu, accelerator: Accelerator = "tcg") -
         ssh_user=plan.ssh_user,
         ssh_port=plan.ssh_port,
         directory=plan.directory or None,
+        packages=packages,
     )

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Literal, Self
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from chainlift.errors import InputError, OperationError
+from chainlift.host.durable import write_atomically
 from chainlift.results.model import ChainShape
-from chainlift.results.store import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -148,7 +148,12 @@ class ChainDirectory:
             os.fsync(stream.fileno())
 
     def finish(self, shape: ChainShape, made_from: dict[str, object], *, resumed: int) -> Manifest:
-        """Write the manifest; the chain is then finished."""
+        """Write the manifest; the chain is then finished.
+
+        :param shape: what was built.
+        :param made_from: the part of the plan that it was made from.
+        :param resumed: how often the building was interrupted.
+        """
         files = tuple(FileIdentity.of(self.layer(n)) for n in range(shape.length + 1))
         manifest = Manifest(shape=shape, files=files, made_from=made_from, resumed=resumed)
         write_atomically(self.path / "chain.json", manifest.model_dump_json(indent=1) + "\n")

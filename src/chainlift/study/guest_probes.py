@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from chainlift.errors import GuestError, InputError, QemuError
-from chainlift.study.cpu import cpu_times
+from chainlift.host.cpu import cpu_times
 from chainlift.study.host_stream import HostStreamProbe
 from chainlift.study.probe import Probe, Reading, Setup, register
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from chainlift.errors import QemuError
+from chainlift.host.cpu import cpu_times
 from chainlift.host.process import describe_end, last_lines
 from chainlift.qemu.bench import streaming
-from chainlift.study.cpu import cpu_times
 from chainlift.study.probe import Reading, Setup
 
 if TYPE_CHECKING:

@@ -46,7 +46,12 @@ def makes_sense(lift: Lift, length: int) -> bool:
 
 
 def apply_lift(lift: Lift, image: Path, qemu: Qemu) -> None:
-    """Lift an image."""
+    """Lift an image.
+
+    :param lift: which; ``none`` does nothing.
+    :param image: the active layer.
+    :param qemu: whose tools compare and switch.
+    """
     _REGISTRY[lift](image, qemu)
 
 

@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, ClassVar
 
+from chainlift.errors import PlanError
 from chainlift.qemu.limits import Attempt, attempt_length, bisect, crash_place, describe_attempt, describe_limit
 from chainlift.results.model import LimitAttempt
 from chainlift.results.store import ResultDirectory
@@ -26,6 +27,10 @@ class LimitsProbe:
     """Bisects; both limits come from the same attempts."""
 
     boots_guest: ClassVar[bool] = False
+    #: It opens the layers of the chain itself, which no lift has touched.
+    lifts_itself: ClassVar[bool] = True
+    #: What it has tried stays tried.
+    is_repeatable: ClassVar[bool] = False
 
     title = "limits"
     names: Sequence[tuple[Test, str]] = (("limits", "read"), ("limits", "open"))
@@ -91,6 +96,11 @@ def _opens(attempt: Attempt) -> bool:
 
 
 @register("limits")
-def limits_probes(plan: Plan) -> Sequence[Probe]:  # noqa: ARG001 - every test's function takes the plan
-    """Return the probe of the limits test."""
+def limits_probes(plan: Plan) -> Sequence[Probe]:
+    """Return the probe of the limits test.
+
+    :raise PlanError: if the plan measures lifted disks alone: the limits are those of the chain itself.
+    """
+    if "none" not in plan.lift:
+        raise PlanError('tests: "limits" is of the chain itself; add "none" to lift, or leave the test out')
     return [LimitsProbe()]

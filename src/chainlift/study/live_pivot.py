@@ -67,6 +67,8 @@ class LiveProbe:
     names: Sequence[tuple[Test, str]] = (("live", ""),)
     #: There is nothing to switch a lifted disk to.
     lifts_itself = True
+    #: It writes a file of its own.
+    is_repeatable = False
 
     def lengths(self, plan: Plan) -> Sequence[int]:
         """Return the longest that a guest is booted on: the shorter ones would only show less."""
@@ -126,6 +128,9 @@ def _finish(guest: Guest, now_s: float) -> list[Interval]:
 def read_intervals(text: str, now_s: float, *, said: str = "") -> list[Interval]:
     """Read the summed-up log, whose last line was written at ``now_s``, and fill in where nothing was read.
 
+    :param text: a line an interval: its number, bytes read, the longest request in ns.
+    :param now_s: seconds since the recording began.
+    :param said: what the program in the guest printed.
     :raise GuestError: if there is nothing in it; ``said`` is then quoted.
     """
     rows = sorted(tuple(map(int, line.split())) for line in text.splitlines() if line.count(" ") == 2)
@@ -143,7 +148,10 @@ def read_intervals(text: str, now_s: float, *, said: str = "") -> list[Interval]
 
 
 def figures(intervals: Sequence[Interval], switches: Sequence[Switch]) -> dict[str, float]:
-    """Return the sample's metrics: rates of the parts between the switches, the longest request of each part."""
+    """Return the sample's metrics: rates of the parts between the switches, the longest request of each part.
+
+    A part of which nothing was recorded has none.
+    """
     pivot, restore = switches
     slack_s = 0.5  # as well as the two clocks are known to agree
 
@@ -154,13 +162,15 @@ def figures(intervals: Sequence[Interval], switches: Sequence[Switch]) -> dict[s
     after = part(pivot.ended_s + slack_s, restore.began_s - slack_s)
     during = part(pivot.began_s - slack_s, pivot.ended_s + slack_s)
     back = part(restore.began_s - slack_s, restore.ended_s + slack_s)
-    return {
-        "stall_s": max((interval.longest_s for interval in during), default=0.0),
-        "restore_stall_s": max((interval.longest_s for interval in back), default=0.0),
-        "quiet_stall_s": max((interval.longest_s for interval in before), default=0.0),
-        "bytes_per_s_before": _rate(before),
-        "bytes_per_s_during": _rate(during),
-        "bytes_per_s_after": _rate(after),
+    found: dict[str, float] = {}
+    # A part in which nothing was recorded has no figure: none is not 0.
+    for name, intervals_of in (("stall_s", during), ("restore_stall_s", back), ("quiet_stall_s", before)):
+        if intervals_of:
+            found[name] = max(interval.longest_s for interval in intervals_of)
+    for name, intervals_of in (("before", before), ("during", during), ("after", after)):
+        if intervals_of:
+            found[f"bytes_per_s_{name}"] = _rate(intervals_of)
+    return found | {
         "pivot_s": pivot.ended_s - pivot.began_s,
         "restore_s": restore.ended_s - restore.began_s,
         "longest_command_s": pivot.timings.longest_s(),
@@ -169,13 +179,19 @@ def figures(intervals: Sequence[Interval], switches: Sequence[Switch]) -> dict[s
 
 
 def _rate(intervals: Sequence[Interval]) -> float:
-    return sum(interval.bytes for interval in intervals) / (len(intervals) * _INTERVAL_S) if intervals else 0.0
+    return sum(interval.bytes for interval in intervals) / (len(intervals) * _INTERVAL_S)
 
 
 def write_series(path: Path, intervals: Sequence[Interval], switches: Sequence[Switch]) -> None:
-    """Write a recording as the report reads it; an event stands where its switch ended."""
+    """Write a recording as the report reads it: ``pivot begins`` where a switch began, ``pivot`` where it ended.
+
+    :param path: a CSV file; its directory is made.
+    :param intervals: what was read in each.
+    :param switches: what was done meanwhile.
+    """
     path.parent.mkdir(exist_ok=True)
     rows: list[tuple[float, str, str]] = [(i.time_s, f"{i.bytes / _INTERVAL_S:.0f}", "") for i in intervals]
+    rows += [(round(switch.began_s, 3), "", f"{switch.event} begins") for switch in switches]
     rows += [(round(switch.ended_s, 3), "", switch.event) for switch in switches]
     with path.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")

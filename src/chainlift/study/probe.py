@@ -9,9 +9,10 @@ A new test is a new module with a function under :func:`register`; the runner do
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from chainlift.errors import PlanError
 
@@ -61,24 +62,47 @@ class Setup:
     #: The result directory, for what is more than numbers (profiles).
     results: Path
     progress: Progress
+    #: How host reads read files; empty: as everything else, :attr:`chainlift.study.plan.Plan.aio`.
+    host_aio: str = ""
+    #: As :attr:`chainlift.results.model.Sample.setting` has it.
+    setting: str = ""
 
-    def boot(self, *, iothread: bool = False) -> AbstractContextManager[Guest]:
+    @property
+    def readable(self) -> Path | str:
+        """:attr:`image`, as QEMU's tools take it: with the plan's caches of L2 tables."""
+        if not self.plan.l2_cache_size:
+            return self.image
+        from chainlift.study.l2_cache import described, with_caches
+
+        return "json:" + json.dumps(with_caches(described(self.image), self.plan))
+
+    def boot(self, *, iothread: bool | None = None) -> AbstractContextManager[Guest]:
         """Boot the plan's guest on :attr:`image`; leaving the context ends what still runs.
 
         The disk's node is named ``active``.
+
+        :param iothread: as the plan says, where it is not given.
         """
         from chainlift.guest.boot import boot
         from chainlift.qemu.machine import Disk
+        from chainlift.study.l2_cache import as_blockdevs, described, with_caches
 
+        options: dict[str, Any] = {}
+        layers: list[dict[str, Any]] = []
+        if self.plan.l2_cache_size:
+            top = with_caches(described(self.image), self.plan)
+            layers = as_blockdevs(top, self.plan.cache)
+            # Its driver and its file are the disk's own.
+            options = {key: value for key, value in top.items() if key.startswith("l2-cache")}
         return boot(
             self.kind,
             self.qemu,
-            Disk(self.image, node="active", cache=self.plan.cache, aio=self.plan.aio),
+            Disk(self.image, node="active", cache=self.plan.cache, aio=self.plan.aio, options=options, layers=layers),
             accelerator=self.accelerator,
             memory_bytes=self.plan.guest.memory,
             vcpus=self.plan.guest.vcpus,
             deadline_s=self.plan.guest.boot_deadline_s,
-            iothread=iothread,
+            iothread=self.plan.iothread if iothread is None else iothread,
         )
 
 
@@ -97,7 +121,7 @@ class Probe(Protocol):
         """Return the lengths to run at, most often ``plan.lengths``."""
 
     def measure(self, setup: Setup) -> Iterator[Reading]:
-        """Measure. A reading is kept as soon as it is given.
+        """Measure. Readings that were given before something goes wrong are kept.
 
         :raise QemuCrashed: which the runner records as a result under the names not given yet.
         :raise GuestError: the same, if the probe has worked elsewhere in this study.
@@ -106,7 +130,8 @@ class Probe(Protocol):
 
 #: The modules that register probes; a new one is named here.
 _MODULES = tuple(
-    f"chainlift.study.{name}" for name in ("guest_probes", "host_probe", "profile", "limits", "live_pivot")
+    f"chainlift.study.{name}"
+    for name in ("guest_probes", "boot_probe", "rocksdb", "host_probe", "profile", "limits", "live_pivot")
 )
 
 
@@ -116,13 +141,18 @@ def boots_guest(probe: Probe) -> bool:
 
 
 def repeats_of(probe: Probe, plan: Plan) -> int:
-    """How often a probe runs; those that run less often than the plan's repeats have ``repeats(plan)``."""
+    """How often a probe runs; those that do not run as often as the plan's repeats have ``repeats(plan)``."""
     repeats: Callable[[Plan], int] | None = getattr(probe, "repeats", None)
-    return plan.repeats if repeats is None else min(plan.repeats, repeats(plan))
+    return plan.repeats if repeats is None else repeats(plan)
+
+
+def is_repeatable(probe: Probe) -> bool:
+    """Whether a run of a probe that was disturbed may be made again; others say so with ``is_repeatable = False``."""
+    return getattr(probe, "is_repeatable", True)
 
 
 def lifts_itself(probe: Probe) -> bool:
-    """Whether a probe lifts the disk in the course of its work, and so measures none that is lifted already."""
+    """Whether a probe measures the plain chain alone: a lifted disk is not what it works on, or it lifts it itself."""
     return getattr(probe, "lifts_itself", False)
 
 

@@ -7,12 +7,12 @@ opening of the chain. The stacks go to ``profiles/`` of the result directory; th
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, ClassVar, cast
 
 from chainlift.errors import MissingToolError
-from chainlift.host.perf import PerfRecorder, read_samples
+from chainlift.profiling.perf import PerfRecorder, read_samples
+from chainlift.profiling.stacks import profile_name, save_stacks
 from chainlift.qemu.profile import Profile, name_samples, profile_workload, require_profiling
-from chainlift.results.stacks import profile_name, save_stacks
 from chainlift.results.store import PROFILES
 from chainlift.study.guest_probes import read_disk, stream_all
 from chainlift.study.probe import Probe, Reading, Setup, register
@@ -54,6 +54,9 @@ class ProfileProbe:
         """Whether what is profiled is a guest's work."""
         return self.variant in ("read", "stream")
 
+    #: It writes more than figures, and shares of samples suffer little from what else runs.
+    is_repeatable: ClassVar[bool] = False
+
     @property
     def names(self) -> Sequence[tuple[Test, str]]:
         """See :class:`~chainlift.study.probe.Probe`."""
@@ -65,7 +68,7 @@ class ProfileProbe:
 
     def repeats(self, plan: Plan) -> int:
         """See :func:`~chainlift.study.probe.repeats_of`."""
-        return plan.profile.repeats
+        return min(plan.repeats, plan.profile.repeats)
 
     def measure(self, setup: Setup) -> Iterator[Reading]:
         """See :class:`~chainlift.study.probe.Probe`."""

@@ -20,7 +20,7 @@ from chainlift.lift.compare.stock import compare_stock, why_not_open
 from chainlift.lift.record.manifest import Pointer
 from chainlift.lift.target import backing_target
 from chainlift.qcow2.writer import write_image
-from chainlift.qemu.binary import find_qemu
+from chainlift.qemu.find import find_qemu
 
 pytestmark = pytest.mark.integration
 

@@ -7,8 +7,8 @@ import pytest
 from tests.support.lifts import live_index
 
 from chainlift.lift.live.describe import describe
-from chainlift.lift.live.graph import read_edges, read_graph
-from chainlift.lift.live.peer import find_peer
+from chainlift.lift.live.graph import query_edges, query_graph
+from chainlift.lift.live.seen_process import read_process
 from chainlift.lift.live.session import open_session
 from chainlift.qemu.monitor import Monitor
 
@@ -16,9 +16,9 @@ pytestmark = pytest.mark.integration
 
 
 def outside(daemon):
-    peer = find_peer(daemon.qmp)
-    graph = read_edges(daemon.monitor, peer.directory)
-    nodes = describe(graph, peer)
+    process = read_process(daemon.process.pid)
+    graph = query_edges(daemon.monitor, process.directory)
+    nodes = describe(graph, process)
     return None if nodes is None else graph.described(nodes)
 
 
@@ -38,7 +38,7 @@ def facts(graph):
 
 
 def agree(daemon, length: int) -> None:
-    ours, theirs = outside(daemon), read_graph(daemon.monitor)
+    ours, theirs = outside(daemon), query_graph(daemon.monitor)
     assert ours is not None
     assert facts(ours) == facts(theirs)
     chain = theirs.backing_chain("disk0")

@@ -7,15 +7,16 @@ from tests.support.recorded_qmp import RELEASES, RecordedQmp, recorded
 
 from chainlift.errors import InputError
 from chainlift.lift.live.disks import choose_disk, describe, list_disks, list_iothreads
-from chainlift.lift.live.graph import read_graph
-from chainlift.lift.live.peer import Peer
+from chainlift.lift.live.graph import query_graph
+from chainlift.lift.live.seen_process import SeenProcess
+from chainlift.lift.live.session import open_session
 
 QDEV = "/machine/peripheral/vb0/virtio-backend"
 
 
 def disks_of(release, *command_line):
     monitor = RecordedQmp(recorded(release, "disks"))
-    return list_disks(monitor, read_graph(monitor), Peer(1, None, command_line))
+    return list_disks(monitor, query_graph(monitor), SeenProcess(1, None, command_line))
 
 
 @pytest.fixture(params=RELEASES)
@@ -74,3 +75,29 @@ def test_a_choice_that_is_none_names_every_disk(disks):
 @pytest.mark.parametrize("release", RELEASES)
 def test_iothreads_are_those_of_the_object_tree(release):
     assert list_iothreads(RecordedQmp(recorded(release, "disks"))) == ["io0"]
+
+
+JOBS = {
+    "backup": ("blockdev-backup", {"target": "target", "sync": "full"}),
+    "mirror": ("blockdev-mirror", {"target": "target", "sync": "full"}),
+    "commit": ("block-commit", {}),
+    "stream": ("block-stream", {}),
+}
+
+
+@pytest.mark.integration
+@pytest.mark.qemu(since=(6, 1))
+@pytest.mark.parametrize("job", JOBS)
+@pytest.mark.parametrize("named", [False, True])
+def test_a_disk_with_a_block_job_is_told_from_none(make_chain, start_daemon, qemu, job, named):
+    chain = make_chain(4)
+    daemon = start_daemon(chain.active, qemu=qemu)
+    daemon.monitor.execute("blockdev-add", driver="null-co", node_name="target", size=chain.virtual_size)
+    command, arguments = JOBS[job]
+    daemon.monitor.execute(command, {"job-id": "job7", "device": "disk0", "speed": 65536, **arguments})
+    image = chain.active if named else None
+    with (
+        pytest.raises(InputError, match=r"(a block job has its .* over the disk.*active.qcow2, length 4|job7 works)"),
+        open_session(daemon.qmp, image=image),
+    ):
+        pass

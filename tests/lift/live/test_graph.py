@@ -6,7 +6,8 @@ import pytest
 from tests.support.recorded_qmp import RELEASES, RecordedQmp, recorded
 
 from chainlift.errors import QemuError
-from chainlift.lift.live.graph import Edge, User, is_named, is_same_file, local_filename, read_edges, read_graph
+from chainlift.host.filesystem import is_same_file
+from chainlift.lift.live.graph import Edge, User, is_named, local_filename, query_edges, query_graph
 
 
 @pytest.fixture(params=RELEASES)
@@ -16,7 +17,7 @@ def answers(request):
 
 @pytest.fixture
 def graph(answers):
-    return read_graph(RecordedQmp(answers))
+    return query_graph(RecordedQmp(answers))
 
 
 def test_a_disk_is_a_chain_of_nodes_under_filters(graph):
@@ -65,7 +66,7 @@ def test_who_may_write_is_told_by_the_edges(graph):
 
 
 def test_edges_alone_tell_names_and_no_more(answers):
-    graph = read_edges(RecordedQmp(answers))
+    graph = query_edges(RecordedQmp(answers))
     assert {"disk0", "layer1", "limited"} <= graph.names
     assert graph.nodes == {}
 
@@ -73,9 +74,9 @@ def test_edges_alone_tell_names_and_no_more(answers):
 def test_a_graph_that_changes_while_it_is_read_is_read_again(answers):
     before = copy.deepcopy(next(item for item in answers if item["command"] == "query-named-block-nodes"))
     before["return"] = [node for node in before["return"] if node["node-name"] != "layer1"]
-    assert "layer1" in read_graph(RecordedQmp([before, *answers])).nodes
+    assert "layer1" in query_graph(RecordedQmp([before, *answers])).nodes
     with pytest.raises(QemuError, match="its block nodes change all the time; wait until"):
-        read_graph(RecordedQmp([before] * 5 + answers))
+        query_graph(RecordedQmp([before] * 5 + answers))
 
 
 def test_names_of_files_as_qemu_writes_them():

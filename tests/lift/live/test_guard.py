@@ -18,7 +18,7 @@ from tests.support.luks import SECRET, create_encrypted
 from chainlift.errors import ImageError, InputError
 from chainlift.lift.live.session import open_session
 from chainlift.qcow2.writer import write_image
-from chainlift.qemu.binary import find_qemu
+from chainlift.qemu.find import find_qemu
 from chainlift.qemu.monitor import Monitor
 from chainlift.qemu.process import QemuProcess
 

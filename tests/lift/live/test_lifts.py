@@ -1,17 +1,20 @@
 import contextlib
+import json
 import shutil
 from pathlib import Path
 
 import pytest
-from tests.support.daemon import read_all
+from tests.support.daemon import blockdev, read_all
 from tests.support.lifts import live_index, live_restore, live_squash
 from tests.support.owned_chain import everything
+from tests.support.stock import create, img, write
 
 from chainlift.errors import AnswerIsNo, ImageError, InputError, OperationError
 from chainlift.lift import verbs
-from chainlift.lift.live.session import open_session, read_pointer
-from chainlift.lift.record.source import find_source
-from chainlift.qemu.binary import find_qemu
+from chainlift.lift.live.session import open_session
+from chainlift.lift.record.image_state import read_image_state
+from chainlift.lift.record.pointer import named_in
+from chainlift.qemu.find import find_qemu
 
 pytestmark = pytest.mark.integration
 
@@ -30,7 +33,7 @@ def test_a_running_disk_is_indexed_read_written_and_restored(make_chain, start_d
     chain = make_chain(30)
     daemon = start_daemon(chain.active)
     before = daemon.nodes()
-    original = read_pointer(chain.active)
+    original = named_in(chain.active)
     with daemon.client() as client:
         result = index(daemon, chain, qemu)
         assert result.manifest.kind == "index"
@@ -46,9 +49,32 @@ def test_a_running_disk_is_indexed_read_written_and_restored(make_chain, start_d
         client.flush()
         assert read_all(client) == everything(chain)
     assert len(daemon.nodes()) == len(before)
-    assert read_pointer(chain.active) == str(chain.directory / original)  # as QEMU names the node
+    assert named_in(chain.active) == str(chain.directory / original)  # as QEMU names the node
     assert not (chain.directory / "active.qcow2.lift").exists()
     same_bytes(chain.active, chain.files[-2])
+
+
+def test_a_raw_base_is_read_without_a_node_of_its_format_as_by_libvirt(start_daemon, tmp_path, qemu):
+    base = tmp_path / "base.raw"
+    base.write_bytes(bytes(range(256)) * (4 << 12))
+    below, active = tmp_path / "below.qcow2", tmp_path / "active.qcow2"
+    img("create", "-q", "-f", "qcow2", "-b", base, "-F", "raw", below)
+    write(below, 7, "1M", "64k")
+    create(active, below, named=str(below))
+    shown = {"driver": "file", "node-name": "base", "filename": str(base), "read-only": True}
+    disks = ["--blockdev", json.dumps(shown)]
+    disks += [*blockdev(below, "below", backing="base", **{"read-only": True}), *blockdev(active, backing="below")]
+    disks[3] = json.dumps({**json.loads(disks[3]), "read-only": True})
+    daemon = start_daemon(active, disks=disks)
+    with daemon.client() as client:
+        before = read_all(client)
+        for lift in (live_index, live_squash):
+            with open_session(daemon.qmp) as session:
+                lift(session, qemu=qemu)
+            assert read_all(client) == before
+            with open_session(daemon.qmp) as session:
+                live_restore(session, clean=True)
+            assert read_all(client) == before
 
 
 @pytest.mark.parametrize("absolute_names", [False, True])
@@ -61,7 +87,7 @@ def test_a_long_chain_comes_back_layer_by_layer_where_its_names_allow_it(make_ch
         live_restore(session, clean=True)
         session.refresh()
         ours = [name for name in session.graph.names if name.startswith("chainlift-")]
-        assert len(ours) == (40 if absolute_names else 1)
+        assert 1 < len(ours) < 40 if absolute_names else len(ours) == 1  # one for each command
         # A layer with a name of its own under a relative one in the header would be a json: name with all below in it.
         assert sum(node.filename.startswith("json:") for node in session.graph.nodes.values()) <= 1
     assert len(daemon.nodes()) == 2 * 41
@@ -100,7 +126,7 @@ def test_an_image_that_is_indexed_already_is_indexed_again(make_chain, start_dae
 def test_a_running_disk_is_squashed_over_an_index_and_restored(make_chain, start_daemon, same_bytes, qemu):
     chain = make_chain(15)
     daemon = start_daemon(chain.active)
-    nodes, original = len(daemon.nodes()), read_pointer(chain.active)
+    nodes, original = len(daemon.nodes()), named_in(chain.active)
     index(daemon, chain, qemu)
     with open_session(daemon.qmp) as session:
         result = live_squash(session, qemu=qemu)
@@ -112,7 +138,7 @@ def test_a_running_disk_is_squashed_over_an_index_and_restored(make_chain, start
         with open_session(daemon.qmp) as session:
             live_restore(session, clean=True)
         assert read_all(client) == everything(chain)
-    assert (len(daemon.nodes()), read_pointer(chain.active)) == (nodes, str(chain.directory / original))
+    assert (len(daemon.nodes()), named_in(chain.active)) == (nodes, str(chain.directory / original))
 
 
 def test_a_lift_that_reads_one_byte_differently_is_not_switched_to_when_all_is_compared(
@@ -153,7 +179,7 @@ def test_a_layer_that_was_replaced_on_disk_is_refused(make_chain, start_daemon, 
     victim.with_suffix(".copy").replace(victim)
     with pytest.raises(ImageError, match=r"layer0002.qcow2: was replaced: QEMU's layer 3 .* still has the file open"):
         index(daemon, chain, qemu)
-    assert find_source(chain.active).manifest is None
+    assert read_image_state(chain.active).manifest is None
 
 
 def test_a_header_that_names_another_chain_than_qemu_has_is_refused(make_chain, start_daemon, qemu, tmp_path):

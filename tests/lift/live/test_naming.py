@@ -8,10 +8,11 @@ import pytest
 from tests.support.lifts import live_index, live_restore, live_squash
 
 from chainlift.chain.names import Reference
-from chainlift.lift.live.graph import read_graph
-from chainlift.lift.live.naming import open_options, qemu_name
-from chainlift.lift.live.session import open_session, read_pointer
-from chainlift.lift.record.pointer import index_descriptor
+from chainlift.lift.live.graph import query_graph
+from chainlift.lift.live.naming import qemu_name
+from chainlift.lift.live.session import open_session
+from chainlift.lift.record.pointer import index_descriptor, named_in
+from chainlift.lift.target import open_options
 
 pytestmark = pytest.mark.integration
 
@@ -43,14 +44,14 @@ def snapshot(daemon, chain, command: str, number: int) -> str:
     elif command == "transaction":
         daemon.monitor.execute(command, {"actions": [{"type": "blockdev-snapshot-sync", "data": sync}]})
     else:
-        below = read_graph(daemon.monitor).nodes[top].filename
+        below = query_graph(daemon.monitor).nodes[top].filename
         subprocess.run(
             ["qemu-img", "create", "-q", "-f", "qcow2", "-u", "-F", "qcow2", "-b", below, overlay, "8M"], check=True
         )
         file = {"driver": "file", "filename": str(overlay)}
         daemon.monitor.execute("blockdev-add", {"driver": "qcow2", "node-name": node, "file": file, "backing": None})
         daemon.monitor.execute(command, {"node": top, "overlay": node})
-    return read_pointer(overlay)
+    return named_in(overlay)
 
 
 @pytest.mark.qemu(since=(6, 1))
@@ -67,7 +68,7 @@ def test_a_snapshot_after_a_pivot_has_a_plain_name(make_chain, start_daemon, qem
             live_restore(session)
     assert snapshot(daemon, chain, command, 1) == str(chain.active)
     assert snapshot(daemon, chain, command, 2) == str(chain.directory / "snapshot1.qcow2")
-    names = {name: node.filename for name, node in read_graph(daemon.monitor).nodes.items()}
+    names = {name: node.filename for name, node in query_graph(daemon.monitor).nodes.items()}
     nested = [name for name, filename in names.items() if filename.startswith("json:")]
     assert len(nested) == (verb == "index")
     assert reads(chain.directory / "snapshot2.qcow2") == everything(chain)
@@ -85,14 +86,14 @@ def test_the_name_of_every_node_is_the_one_that_qemu_gives_it(make_chain, start_
         with open_session(daemon.qmp) as session:
             result = live_index(session, qemu=None)
         descriptor = index_descriptor(result.manifest.lifted.name)
-        graph = read_graph(daemon.monitor)
+        graph = query_graph(daemon.monitor)
         name = graph.nodes[graph.child("disk0", "backing")].filename
         assert name == qemu_name(open_options(Reference(str(descriptor), "qcow2", is_descriptor=True)))
-        assert name == read_pointer(chain.active)
+        assert name == named_in(chain.active)
         assert index_descriptor(name) == descriptor
     options = open_options(Reference(str(below), "qcow2"))
     daemon.monitor.execute("blockdev-add", {**options, "node-name": "by-itself"})
-    assert read_graph(daemon.monitor).nodes["by-itself"].filename == qemu_name(options) == str(below)
+    assert query_graph(daemon.monitor).nodes["by-itself"].filename == qemu_name(options) == str(below)
 
 
 def test_a_name_that_is_not_certain_is_none():

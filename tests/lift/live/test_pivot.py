@@ -7,9 +7,10 @@ from tests.support.daemon import read_all
 from tests.support.owned_chain import everything
 
 from chainlift.errors import InputError, QemuError, UnknownStateError
-from chainlift.lift.live.graph import read_graph
+from chainlift.lift.live.graph import query_graph
 from chainlift.lift.live.pivot import State
-from chainlift.lift.live.session import open_session, read_pointer
+from chainlift.lift.live.session import open_session
+from chainlift.lift.record.pointer import named_in
 from chainlift.lift.target import Target, backing_target
 from chainlift.qcow2.writer import write_image
 from chainlift.qemu.nbd import NbdClient
@@ -34,14 +35,14 @@ def test_the_disk_reads_the_same_through_the_new_node_and_the_old_chain_is_close
         pivot.run(target)
         assert pivot.state is State.DONE
         assert read_all(client) == everything(chain)
-    assert read_pointer(chain.active) == "squash.qcow2"
+    assert named_in(chain.active) == "squash.qcow2"
     assert len(daemon.nodes()) == 4  # two of the disk, two of the squash: no layer, no hold
 
 
 def test_the_way_back_gives_every_node_and_file_descriptor_back(make_chain, start_daemon):
     chain = make_chain(20)
     target = backing_target(chain.active, squash(chain).name, "qcow2")
-    original = read_pointer(chain.active)
+    original = named_in(chain.active)
     daemon = start_daemon(chain.active)
     counts = set()
     for _ in range(3):
@@ -56,7 +57,7 @@ def test_the_way_back_gives_every_node_and_file_descriptor_back(make_chain, star
         assert read_all(client) == everything(chain)
 
 
-def test_layers_added_one_by_one_have_names_and_are_deleted_by_the_next_pivot(make_chain, start_daemon):
+def test_layers_added_a_few_at_a_time_go_with_the_next_pivot(make_chain, start_daemon):
     chain = make_chain(12)
     squashed = backing_target(chain.active, squash(chain).name, "qcow2")
     layers = list(reversed(chain.files[:-1]))
@@ -70,7 +71,8 @@ def test_layers_added_one_by_one_have_names_and_are_deleted_by_the_next_pivot(ma
         session.refresh()
         session.pivot().run(back, name_layers=True)
         session.refresh()
-        assert sum(name.startswith("chainlift-") for name in session.graph.nodes) == 12
+        names = [name for name in session.graph.nodes if name.startswith("chainlift-")]
+        assert 0 < len(names) < 12  # one for each command
         with daemon.client() as client:
             assert read_all(client) == everything(chain)
         session.pivot().run(squashed)
@@ -82,7 +84,7 @@ def test_a_failure_at_any_step_leaves_everything_as_before(make_chain, start_dae
     chain = make_chain(10)
     target = backing_target(chain.active, squash(chain).name, "qcow2")
     daemon = start_daemon(chain.active)
-    pointer, nodes = read_pointer(chain.active), daemon.nodes()
+    pointer, nodes = named_in(chain.active), daemon.nodes()
 
     def fail(state):
         if state is reached:
@@ -94,7 +96,7 @@ def test_a_failure_at_any_step_leaves_everything_as_before(make_chain, start_dae
             pivot.run(target)
         assert pivot.state is State.START
     assert daemon.nodes() == nodes
-    assert read_pointer(chain.active) == pointer
+    assert named_in(chain.active) == pointer
     with daemon.client() as client:
         assert read_all(client) == everything(chain)
 
@@ -118,7 +120,7 @@ def test_the_next_session_finishes_or_undoes_what_a_killed_one_left(make_chain, 
     with open_session(daemon.qmp) as session:
         assert "killed run" in session.warnings[-1]
     switched = reached is State.PERSISTED
-    assert read_pointer(chain.active) == ("squash.qcow2" if switched else chain.files[-2].name)
+    assert named_in(chain.active) == ("squash.qcow2" if switched else chain.files[-2].name)
     assert len(daemon.nodes()) == (4 if switched else 22)
     assert switched or daemon.nodes() == before
     with daemon.client() as client:
@@ -131,18 +133,16 @@ def test_leftovers_that_cannot_be_put_in_order_are_not_known(make_chain, start_d
     daemon = start_daemon(chain.active)
     with open_session(daemon.qmp) as session:
         prefix = session.active().prefix
-    # A node under the name of a killed run's, which QEMU does not delete: somebody stands on it.
-    empty = {"driver": "null-co", "node-name": f"{prefix}-null", "size": 0, "read-only": True}
-    daemon.monitor.execute("blockdev-add", empty)
-    above = {"driver": "raw", "node-name": "somebody", "read-only": True, "file": f"{prefix}-null"}
-    daemon.monitor.execute("blockdev-add", above)
-    with pytest.raises(UnknownStateError, match=r"could not be put in order .*is in use") as caught:
+    # A node under the name of a killed run's, which is none: QEMU does not make it a raw node.
+    name, empty = f"{prefix}-cover1", {"driver": "null-co", "size": 0}
+    daemon.monitor.execute("blockdev-add", {"driver": "copy-on-read", "node-name": name, "file": empty})
+    with pytest.raises(UnknownStateError, match=r"could not be put in order .*copy-on-read") as caught:
         open_session(daemon.qmp).__enter__()
     assert caught.value.exit_status == 4
-    daemon.monitor.execute("blockdev-del", {"node-name": "somebody"})
-    with open_session(daemon.qmp) as session:
-        assert any("killed run" in warning for warning in session.warnings)
-    assert f"{prefix}-null" not in daemon.nodes()
+    daemon.monitor.execute("blockdev-del", {"node-name": name})
+    with open_session(daemon.qmp):
+        pass
+    assert not [node for node in daemon.nodes() if node.startswith(prefix)]
 
 
 def test_a_target_that_cannot_be_opened_is_an_error_and_nothing_is_left(make_chain, start_daemon):
@@ -165,7 +165,7 @@ def test_options_that_qemu_does_not_tell_are_taken_from_its_command_line(make_ch
         options = session.active().options
         assert session.warnings == []
         session.pivot().run(backing_target(chain.active, squash(chain).name, "qcow2"))
-        after = read_graph(session.monitor).nodes["disk0"]
+        after = query_graph(session.monitor).nodes["disk0"]
     assert options["l2-cache-size"] == 1 << 20
     assert options["discard"] == "unmap"
     assert (after.detect_zeroes, after.no_flush, after.direct) == ("unmap", True, False)
@@ -189,7 +189,7 @@ def test_nodes_that_another_disk_uses_stay_open(make_chain, start_daemon):
             session.refresh()
             session.pivot().run(target)
             assert read_all(client) == before
-        graph = read_graph(session.monitor)
+        graph = query_graph(session.monitor)
         assert graph.backing_chain("disk1")[1] == lower
         assert len(graph.backing_chain("disk1")) == 1 + 3
     assert len(daemon.nodes()) == 4 + 2 + 2 * 3

@@ -13,12 +13,12 @@ from tests.support.need import missing
 from chainlift.errors import AnswerIsNo, InputError, QemuError, UnknownStateError
 from chainlift.lift.disk import Change
 from chainlift.lift.live.disk import RunningDisk
-from chainlift.lift.live.graph import read_graph
+from chainlift.lift.live.graph import query_graph
 from chainlift.lift.live.pivot import State
-from chainlift.lift.live.session import open_session, read_pointer
+from chainlift.lift.live.session import open_session
 from chainlift.lift.prepare import prepare_index
 from chainlift.lift.record.manifest import Pointer
-from chainlift.lift.record.pointer import index_descriptor
+from chainlift.lift.record.pointer import index_descriptor, named_in
 
 pytestmark = pytest.mark.integration
 
@@ -38,7 +38,7 @@ class Lifted:
 
     def __init__(self, chain, daemon, prepare):
         self.chain, self.daemon = chain, daemon
-        self.original = Pointer(read_pointer(chain.active), "qcow2")
+        self.original = Pointer(named_in(chain.active), "qcow2")
         with open_session(daemon.qmp) as session:
             prepare(session)
         self.overlays = [chain.directory / "first.qcow2", chain.directory / "second.qcow2"]
@@ -54,14 +54,14 @@ class Lifted:
         return [*self.overlays, self.chain.active]
 
     def headers(self):
-        return {image.name: read_pointer(image) for image in self.images}
+        return {image.name: named_in(image) for image in self.images}
 
     def changes(self, disk):
         old = disk.standing()[2].pointer
         return [Change(self.chain.active, old, self.original)]
 
     def depth(self):
-        return len(read_graph(self.daemon.monitor).backing_chain("second"))
+        return len(query_graph(self.daemon.monitor).backing_chain("second"))
 
     def check(self):
         with self.daemon.client() as client:
@@ -74,7 +74,7 @@ class Lifted:
             "blockdev-snapshot-sync",
             {"node-name": "second", "snapshot-file": str(overlay), "snapshot-node-name": "third", "format": "qcow2"},
         )
-        return read_pointer(overlay)
+        return named_in(overlay)
 
 
 @pytest.fixture
@@ -117,7 +117,7 @@ def test_a_lift_in_the_middle_is_taken_out(lifted, host_qemu, same_bytes, qemu, 
 @pytest.mark.qemu(since=(6, 1))
 def test_a_nested_name_of_an_earlier_version_gets_plain(make_chain, start_daemon, host_qemu, same_bytes, qemu):
     chain = make_chain(5, virtual_size=8 << 20, per_layer=3)
-    original = Pointer(read_pointer(chain.active), "qcow2")
+    original = Pointer(named_in(chain.active), "qcow2")
     with prepare_index(chain.active) as prepared:
         index = prepared.manifest.lifted
     rebase = ["qemu-img", "rebase", "-u", "-F", "qcow2", "-b"]
@@ -146,11 +146,11 @@ def test_a_nested_name_of_an_earlier_version_gets_plain(make_chain, start_daemon
             running.check()
         with daemon.client() as client:
             assert read_all(client) == everything(chain)
-        graph = read_graph(daemon.monitor)
+        graph = query_graph(daemon.monitor)
         assert not [name for name, node in graph.nodes.items() if node.filename.startswith("json:")]
         named = chain.active.name if image == top else str(chain.active)
-        assert read_pointer(middle) == named
-        assert read_pointer(chain.active) == original.name
+        assert named_in(middle) == named
+        assert named_in(chain.active) == original.name
         assert len(graph.backing_chain("disk0")) == len(chain.files) + (1 if image == middle else 2)
         same_bytes(image, chain.files[-2])
         daemon.process.kill()
@@ -214,7 +214,7 @@ def test_the_next_session_puts_in_order_what_a_killed_one_left(lifted, host_qemu
             running.check()
     disk.check()
     assert len(disk.daemon.nodes()) == 2 * (3 + 6)
-    assert read_pointer(disk.chain.active) == disk.original.name
+    assert named_in(disk.chain.active) == disk.original.name
     same_bytes(disk.overlays[1], disk.chain.files[-2])
 
 
@@ -230,7 +230,7 @@ def test_layers_can_be_written_to_again_by_block_jobs(lifted, host_qemu, qemu):
         running.switch([Change(disk.overlays[0], first, Pointer("./active.qcow2", "qcow2"))])
         running.switch([Change(disk.chain.active, disk.original, index)])
         running.switch(disk.changes(running))
-    assert read_pointer(disk.overlays[0]) == "./active.qcow2"
+    assert named_in(disk.overlays[0]) == "./active.qcow2"
     monitor = disk.daemon.monitor
     commit = {"device": "second", "job-id": "job0", "top": str(disk.chain.active), "base": str(disk.chain.files[-3])}
     monitor.execute("block-commit", commit)
@@ -275,7 +275,7 @@ def test_an_undo_under_an_iothread_that_reads_does_not_hang(make_chain, start_da
 @pytest.mark.qemu(since=(6, 1))
 def test_a_header_that_names_the_chain_already_stays_as_it_is(make_chain, start_daemon, host_qemu, qemu):
     chain = make_chain(5, virtual_size=8 << 20, per_layer=3)
-    original = Pointer(read_pointer(chain.active), "qcow2")
+    original = Pointer(named_in(chain.active), "qcow2")
     daemon = start_daemon(chain.active, qemu=qemu)
     before = chain.active.read_bytes()
     with open_session(daemon.qmp) as session:
@@ -283,7 +283,7 @@ def test_a_header_that_names_the_chain_already_stays_as_it_is(make_chain, start_
         running = RunningDisk(session, host_qemu)
         with prepare_index(chain.active) as prepared:
             running.switch([Change(chain.active, original, prepared.manifest.lifted)])
-        assert read_pointer(chain.active) == original.name
+        assert named_in(chain.active) == original.name
         running.check()
         index = running.standing()[0].pointer
         assert index_descriptor(index.name) == index_descriptor(prepared.manifest.lifted.name)
@@ -292,7 +292,7 @@ def test_a_header_that_names_the_chain_already_stays_as_it_is(make_chain, start_
     assert chain.active.read_bytes() == before
     with daemon.client() as client:
         assert read_all(client) == everything(chain)
-    assert read_graph(daemon.monitor).nodes["disk0"].filename == str(chain.active)  # what a snapshot would name
+    assert query_graph(daemon.monitor).nodes["disk0"].filename == str(chain.active)  # what a snapshot would name
 
 
 @pytest.fixture
@@ -327,7 +327,7 @@ def test_layers_on_block_devices_are_opened_as_devices(make_chain, start_daemon,
         subprocess.run(rebase, check=True)
         chain.files[layer].unlink()
     daemon = start_daemon(chain.active, qemu=qemu)
-    drivers = sorted(node.driver for node in read_graph(daemon.monitor).nodes.values())
+    drivers = sorted(node.driver for node in query_graph(daemon.monitor).nodes.values())
     assert drivers.count("host_device") == 2
     before = sorted(Path("/dev").iterdir())
     with open_session(daemon.qmp) as session:
@@ -337,8 +337,8 @@ def test_layers_on_block_devices_are_opened_as_devices(make_chain, start_daemon,
     with open_session(daemon.qmp) as session:
         live_restore(session, qemu=host_qemu, clean=True)
     assert sorted(Path("/dev").iterdir()) == before
-    assert sorted(node.driver for node in read_graph(daemon.monitor).nodes.values()) == drivers
-    assert read_graph(daemon.monitor).nodes["disk0"].filename == str(chain.active)
+    assert sorted(node.driver for node in query_graph(daemon.monitor).nodes.values()) == drivers
+    assert query_graph(daemon.monitor).nodes["disk0"].filename == str(chain.active)
     with daemon.client() as client:
         assert read_all(client) == everything(chain)
 
@@ -409,7 +409,7 @@ def test_a_connection_that_is_lost_in_the_middle_leaves_what_is_not_known(lifted
             running.switch(changes)
         assert caught.value.exit_status == 4
         assert running.has_switched(changes)
-    assert read_pointer(disk.chain.active) == disk.original.name
+    assert named_in(disk.chain.active) == disk.original.name
     raw = Path(disk.chain.directory / "raw")
     subprocess.run(["qemu-img", "convert", "-O", "raw", disk.overlays[1], raw], check=True)
     assert raw.read_bytes() == everything(disk.chain)

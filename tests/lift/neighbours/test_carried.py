@@ -8,12 +8,10 @@ import struct
 
 import numpy as np
 import pytest
-from tests.support.luks import create_encrypted
 
 from chainlift import open_chain
 from chainlift.errors import ImageError
-from chainlift.lift.neighbours.carried import carry_bitmaps, read_carried, refuse_bitmaps
-from chainlift.lift.record.manifest import Pointer
+from chainlift.lift.neighbours.carried import carry_bitmaps, read_carried
 from chainlift.qcow2.bitmaps import list_bitmaps, read_bits
 from chainlift.qcow2.file import ImageFile
 from chainlift.qcow2.image import Image, read_header
@@ -184,34 +182,5 @@ def test_all_that_a_layer_carries_is_told(img, tmp_path):
     carried = read_carried(path)
     assert [snapshot.name for snapshot in carried.snapshots] == ["before-upgrade", "later"]
     assert carried.irreplaceable == "it holds the internal snapshot before-upgrade and 1 more"
-    assert (carried.is_dirty, carried.is_corrupt, carried.encryption, carried.data_file) == (False, False, None, None)
-    img("img", "create", "-f", "qcow2", "-o", "data_file=data.raw", tmp_path / "with-data", "1M")
-    assert read_carried(tmp_path / "with-data").data_file == "data.raw"
     (tmp_path / "raw").write_bytes(bytes(MIB))
     assert read_carried(tmp_path / "raw").irreplaceable is None
-
-
-@pytest.mark.parametrize(("bit", "told"), [(0, "is_dirty"), (1, "is_corrupt")])
-def test_marks_in_the_header_are_told(tmp_path, bit, told):
-    path = tmp_path / "image"
-    write_image(path, virtual_size=MIB)
-    with path.open("r+b") as file:
-        file.seek(79)
-        file.write(bytes([1 << bit]))
-    assert getattr(read_carried(path), told)
-
-
-def test_encryption_is_told(tmp_path):
-    create_encrypted(tmp_path / "image")
-    assert read_carried(tmp_path / "image").encryption == "LUKS"
-
-
-def test_layers_with_bitmaps_are_refused_under_an_index(img, tmp_path):
-    base = write_layer(img, tmp_path / "base", bitmaps=[("cp",)])
-    top = write_layer(img, tmp_path / "top", below=base)
-    image = write_layer(img, tmp_path / "image", below=top, bitmaps=[("own",)])
-    with pytest.raises(ImageError, match=r"base: has the persistent bitmap 'cp'.*--drop-bitmaps"):
-        refuse_bitmaps(image, Pointer("top", "qcow2"))
-    img("img", "bitmap", "--remove", base, "cp")
-    refuse_bitmaps(image, Pointer("top", "qcow2"))  # the image's own stay where they are
-    refuse_bitmaps(base, None)

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from tests.support.need import missing
 
+from chainlift.chain.descriptor import descriptor_text
 from chainlift.chain.linear import Extent
 from chainlift.errors import ImageError, InputError
-from chainlift.lift.build.descriptor import descriptor_text
-from chainlift.lift.neighbours.images import Search, find_users
+from chainlift.lift.neighbours.images import Search, find_users, opened_without_header
 from chainlift.qcow2.writer import write_image
 
 MIB = 1 << 20
@@ -201,3 +201,30 @@ def test_whether_a_file_lies_in_what_was_searched(base, tmp_path):
     assert found.covers(base)
     assert found.covers(tmp_path / "link" / "anything")
     assert not found.covers(tmp_path / "pool2")
+
+
+@pytest.mark.parametrize(
+    ("backing", "is_left_out"),
+    [
+        ("", False),
+        (',"backing":null', True),
+        (',"backing":{"driver":"qcow2","file":{"driver":"file","filename":"x"}}', True),
+        (',"file.an-option":1', False),
+    ],
+)
+def test_who_opens_a_file_without_what_its_header_names(base, tmp_path, backing, is_left_out):
+    user, above = tmp_path / "user", tmp_path / "above"
+    name = f'json:{{"driver":"qcow2","file.driver":"file","file.filename":"{base}"{backing}}}'
+    write_image(user, backing_file=name, virtual_size=MIB, backing_format="qcow2")
+    write_image(above, backing_file=str(user), virtual_size=MIB, backing_format="qcow2")
+    found = Search([tmp_path])
+    assert opened_without_header(base, found) == ([user] if is_left_out else [])
+    assert opened_without_header(user, found) == []
+
+
+def test_a_file_is_left_without_its_header_also_further_down_in_a_name(base, tmp_path):
+    file = '"file":{"driver":"file","filename":"%s"}'
+    below = f'{{"driver":"qcow2",{file % base},"backing":null}}'
+    name = f'json:{{"driver":"qcow2",{file % (tmp_path / "middle")},"backing":{below}}}'
+    write_image(tmp_path / "user", backing_file=name, virtual_size=MIB, backing_format="qcow2")
+    assert opened_without_header(base, Search([tmp_path])) == [tmp_path / "user"]

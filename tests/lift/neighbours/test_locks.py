@@ -1,9 +1,8 @@
 import subprocess
-import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from tests.support.stock import opened_by_qemu_io
 
 from chainlift.errors import ImageError
 from chainlift.lift.neighbours.locks import LayerLocks, is_open_in_qemu, is_written, refuse_if_open
@@ -11,20 +10,6 @@ from chainlift.lift.neighbours.processes import OpenFiles
 from chainlift.qcow2.writer import write_image
 
 pytestmark = pytest.mark.integration
-
-
-@contextmanager
-def opened_by_qemu_io(path, *options):
-    command = ["qemu-io", *options, "-f", "qcow2", str(path)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
-        try:
-            deadline = time.monotonic() + 20
-            while not is_open_in_qemu(path) and time.monotonic() < deadline:
-                time.sleep(0.005)
-            yield process
-        finally:
-            process.stdin.close()
-            process.wait(20)
 
 
 @pytest.fixture
@@ -54,7 +39,7 @@ def test_a_reader_is_seen_and_does_not_keep_us_from_a_layer(image):
     with opened_by_qemu_io(image, "-r"):
         assert is_open_in_qemu(image)
         assert not is_written(image)
-        LayerLocks({"a": image}).release()
+        LayerLocks({"a": image}).close()
 
 
 def test_a_qemu_cannot_write_to_a_layer_that_we_hold_and_can_read_it(image):

@@ -44,6 +44,10 @@ def held(path, by=1):
     return lambda: len(OpenFiles.look().holders(path)) == by
 
 
+def held_by(name, path):
+    return lambda: [holder.name for holder in OpenFiles.look().holders(path)] == [name]
+
+
 def test_a_file_that_nobody_has_open_or_only_we_ourselves(image):
     with image.open("rb"):
         assert OpenFiles.look().holders(image) == []
@@ -113,7 +117,7 @@ def test_a_loop_device_holds_its_file_and_its_own_users_hold_the_device(tmp_path
         (holder,) = OpenFiles.look().holders(moved)
         assert (str(holder), holder.pid, holder.may_write) == (f"loop device {device}", None, True)
         assert OpenFiles.look().holders(device) == []
-        with running("sh", "-c", f"exec sleep 60 <{device}", until=held(device)):
+        with running("sh", "-c", f"exec sleep 60 <{device}", until=held_by("sleep", device)):
             link = tmp_path / "volume"
             link.symlink_to(device)
             assert [holder.name for holder in OpenFiles.look().holders(link)] == ["sleep"]

@@ -23,6 +23,7 @@ from chainlift.errors import OperationError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
     from types import TracebackType
 
 _FICLONERANGE: Final = 0x4020940D
@@ -39,7 +40,9 @@ _CLONE_BYTES: Final = 4096
 class Copied:
     """How the bytes came over."""
 
+    #: Shared with the file that they come from, where the file system has reflinks.
     cloned_bytes: int = 0
+    #: Read and written.
     copied_bytes: int = 0
 
 
@@ -245,6 +248,15 @@ def can_clone(directory_descriptor: int, source: int) -> bool:
             os.close(probe)
         return True
     return False
+
+
+def can_read_direct(path: Path) -> bool:
+    """Whether the file system lets a file be read past the page cache."""
+    try:
+        os.close(os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
 
 
 def _constant(data: bytes) -> Callable[[], bytes]:

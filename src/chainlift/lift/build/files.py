@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -49,7 +50,7 @@ class SourceFile:
             raise ImageError(f"compressed cluster at {host_offset:#x} is damaged: {error}", path=self.path) from error
 
 
-class Sources:
+class ClusterFiles:
     """Every file with clusters of a chain, numbered.
 
     :param chain: the chain.
@@ -77,6 +78,9 @@ class Sources:
     ) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.int64], NDArray[np.int64]]:
         """Tell where data of an index's linear space lie.
 
+        :param layer: the index, by its number in the chain.
+        :param host_offset: of each piece, in bytes of the linear space; int64.
+        :param length: of each piece, in bytes; int64, of the same shape.
         :return: for each piece the number of the given one it is a part of (ascending), its file, its host offset
             there and its length: a piece that goes over the end of an extent becomes several.
         """
@@ -100,6 +104,12 @@ class Sources:
         """Return the (first) file of each layer, -1 for none."""
         found: NDArray[np.int32] = np.where(layer >= 0, self._first[np.maximum(layer, 0)], np.int32(-1))
         return found
+
+
+def files_of(chain: Chain, sources: ClusterFiles) -> dict[str, Path]:
+    """Return every file of a chain by the name that the chain has for it."""
+    names = [*(layer.file.path for layer in chain.layers), *(source.path for source in sources.files)]
+    return {name: Path(name) for name in names}
 
 
 def _files_of(layer: Layer) -> list[SourceFile]:

@@ -5,36 +5,48 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
 
 from chainlift.chain import Kind
+from chainlift.chain.descriptor import check_name, descriptor_text
 from chainlift.chain.linear import Extent
 from chainlift.lift.build.copying import Copier
-from chainlift.lift.build.descriptor import check_name, descriptor_text
 from chainlift.lift.build.extents import Seen
+from chainlift.lift.build.free_space import require_room
 from chainlift.lift.build.indexfile import PREAMBLE_BYTES, IndexFile, write_all
 from chainlift.lift.build.merge import Fragments, Merger, Pieces, State
-from chainlift.lift.build.room import require_room
 from chainlift.lift.record.pointer import backing_name
 from chainlift.qcow2 import layout, tables
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
 
     from numpy.typing import NDArray
 
     from chainlift.chain import Chain
     from chainlift.chain.digest import TablesDigest
-    from chainlift.lift.build.files import SourceFile, Sources
-    from chainlift.lift.build.workspace import Workspace
+    from chainlift.lift.build.files import ClusterFiles, SourceFile
 
 #: Smaller clusters than this would make tables larger than they are worth; what lies finer is copied.
 _MIN_CLUSTER: Final = 4096
 _RAW_CLUSTER: Final = 65536
 #: Up to here an index costs a request next to nothing (within 1.25x of a chain of length 1).
 GENTLE_EXTENTS: Final = 32
+
+
+class Place(Protocol):
+    """Where an index is written: a workspace, or any directory that is ours alone."""
+
+    path: Path
+
+    def claim(self, kind: str) -> str:
+        """Return a name that is free, without a suffix."""
+
+    def new_file(self, name: str) -> AbstractContextManager[int]:
+        """Make a file; its descriptor is open for reading and writing while the block lasts."""
 
 
 @dataclass(frozen=True)
@@ -80,9 +92,9 @@ def gentle_budget(visible: Sequence[int]) -> int:
 
 def build_index(
     chain: Chain,
-    sources: Sources,
+    sources: ClusterFiles,
     descriptors: dict[str, int],
-    workspace: Workspace,
+    workspace: Place,
     *,
     digests: Sequence[TablesDigest] | None = None,
     copy_budget_bytes: int = 0,
@@ -136,7 +148,7 @@ class _Builder:
     def __init__(
         self,
         chain: Chain,
-        sources: Sources,
+        sources: ClusterFiles,
         descriptors: dict[str, int],
         directory: Path,
         digests: Sequence[TablesDigest] | None,

@@ -1,7 +1,7 @@
 """The index's own file: one merged L1/L2 table pair for a whole chain, made so that nobody can write through it.
 
 The file is the first extent of a linear space in which the layers' files follow (see
-:mod:`chainlift.lift.build.descriptor`), and every offset in it is one of that space. Its first page is a text for
+:mod:`chainlift.chain.descriptor`), and every offset in it is one of that space. Its first page is a text for
 people, so that the file by itself is no qcow2 image which a tool could open, repair or write; the qcow2 header follows
 where the extent begins. Three walls keep a write from reaching a layer (tests/lift/test_hardening.py tries each alone,
 and that writes do reach layers without them):
@@ -223,7 +223,13 @@ class _Layout:
 
 
 def write_all(descriptor: int, data: bytes, offset: int) -> None:
-    """Write every byte at this offset, however many calls it takes."""
+    """Write every byte at this offset, however many calls it takes.
+
+    :param descriptor: of the file, open for writing.
+    :param data: what is written.
+    :param offset: in bytes.
+    :raise OperationError: if the file system takes no more.
+    """
     view = memoryview(data)
     while view:
         written = os.pwrite(descriptor, view, offset)
@@ -234,7 +240,13 @@ def write_all(descriptor: int, data: bytes, offset: int) -> None:
 
 
 def read_exactly(descriptor: int, length: int, offset: int) -> bytes:
-    """Read exactly so many bytes; a file that ends before is an error."""
+    """Read exactly so many bytes; a file that ends before is an error.
+
+    :param descriptor: of the file.
+    :param length: in bytes.
+    :param offset: in bytes.
+    :raise OperationError: if the file ends before.
+    """
     parts = []
     while length:
         part = os.pread(descriptor, length, offset)

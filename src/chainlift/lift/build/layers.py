@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from chainlift.chain import Chain
     from chainlift.chain import Layer as ChainLayer
     from chainlift.chain.digest import TablesDigest
-    from chainlift.lift.build.files import Sources
+    from chainlift.lift.build.files import ClusterFiles
     from chainlift.qcow2.file import ImageFile
 
 
 def describe_layers(
-    chain: Chain, sources: Sources, visible: Sequence[int], digests: Sequence[TablesDigest]
+    chain: Chain, sources: ClusterFiles, visible: Sequence[int], digests: Sequence[TablesDigest]
 ) -> list[Layer]:
     """Describe every file with clusters, in the chain's order; of an index below, the files it points into.
 

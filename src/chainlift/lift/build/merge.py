@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from chainlift.chain import Kind
-from chainlift.qcow2.columns import Columns
+from chainlift.qcow2.columns import Spans
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from chainlift.chain import Chain, Window
     from chainlift.chain.digest import TablesDigest
-    from chainlift.lift.build.files import SourceFile, Sources
+    from chainlift.lift.build.files import ClusterFiles, SourceFile
 
 #: Clusters in a piece at most: what is expanded to one element a cluster stays small.
 _MAX_PIECE = 1 << 20
@@ -45,14 +45,12 @@ class State(IntEnum):
 
 
 @dataclass(frozen=True)
-class Fragments(Columns):
+class Fragments(Spans):
     """Parts of the disk, in ascending order; arrays as in :class:`~chainlift.chain.window.Runs`."""
 
-    start: NDArray[np.int64]
-    length: NDArray[np.int64]
     #: Index into the chain's layers, -1 for none.
     layer: NDArray[np.int32]
-    #: Index into the files of :class:`~chainlift.lift.build.files.Sources`, -1 for none.
+    #: Index into the files of :class:`~chainlift.lift.build.files.ClusterFiles`, -1 for none.
     source: NDArray[np.int32]
     kind: NDArray[np.uint8]
     host_offset: NDArray[np.int64]
@@ -83,7 +81,7 @@ class Pieces:
 
 
 @dataclass(frozen=True)
-class Below:
+class LayersBelow:
     """Layers that a squash leaves where they are.
 
     :param layer: the first one, as an index into the chain.
@@ -108,10 +106,10 @@ class Merger:
     def __init__(
         self,
         chain: Chain,
-        sources: Sources,
+        sources: ClusterFiles,
         cluster_size: int,
         *,
-        below: Below | None = None,
+        below: LayersBelow | None = None,
         sparse: bool = False,
         digests: Sequence[TablesDigest] | None = None,
     ) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from chainlift.lift.build.files import SourceFile, Sources
+    from chainlift.lift.build.files import ClusterFiles, SourceFile
     from chainlift.qcow2.writer import ImageWriter
 
 #: Clusters whose entries are written together.
@@ -38,7 +38,7 @@ class Rewritten:
 
 def rewrite(
     merger: Merger,
-    sources: Sources,
+    sources: ClusterFiles,
     descriptors: dict[str, int],
     writer: ImageWriter,
     *,
@@ -52,8 +52,8 @@ def rewrite(
 
     :param descriptors: an open file descriptor for each file of the sources.
     :param writer: of an image with the merger's cluster size; the caller finishes it.
-    :param clone: share blocks where the file system can.
     :param compress: store clusters compressed where that makes them smaller.
+    :param clone: share blocks where the file system can.
     """
     rewriter = _Rewriter(sources.files, descriptors, writer, virtual_size)
     with Copier(writer.fd, clone=clone, rate_bytes_per_s=rate_bytes_per_s, progress=progress) as copier:
@@ -138,7 +138,18 @@ class _Rewriter:
         first, count, value, step = pieces.first[says], pieces.count[says], value[says], step[says]
         within = np.arange(int(count.sum())) - np.repeat(np.cumsum(count) - count, count)
         entries = np.repeat(value, count) + np.repeat(step, count) * within.astype(np.uint64)
-        self._writer.set_entries(expand(first, count), entries)
+        self._writer.set_entries(expand(first, count), *self._extended(entries))
+
+    def _extended(self, entries: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.uint64] | None]:
+        """Return entries with the subcluster bitmaps that say the same, where the image has them."""
+        if not self._writer.extended_l2:
+            return entries, None
+        is_zero = entries == np.uint64(layout.OFLAG_ZERO)
+        is_packed = (entries & np.uint64(layout.OFLAG_COMPRESSED)) != 0
+        bitmaps = np.full(len(entries), layout.L2_BITMAP_ALL_ALLOC, dtype=np.uint64)
+        bitmaps[is_zero] = layout.L2_BITMAP_ALL_ZEROES
+        bitmaps[is_packed] = 0
+        return np.where(is_zero, np.uint64(0), entries), bitmaps
 
     def write_compressed(self, pieces: Pieces, progress: Callable[[int], None] | None) -> None:
         """Compress every cluster with content, on all processors, and store them in the order of the disk."""

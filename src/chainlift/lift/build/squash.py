@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from chainlift.chain.names import format_reference, plain_name
 from chainlift.errors import ImageError
-from chainlift.lift.build.merge import Below, Merger
+from chainlift.lift.build.merge import LayersBelow, Merger
 from chainlift.lift.build.rewrite import rewrite
 from chainlift.lift.record.manifest import Pointer
 from chainlift.lift.record.pointer import MAX_BACKING_NAME
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from chainlift.chain import Chain
     from chainlift.chain.digest import TablesDigest
     from chainlift.lift.build.copying import Copied
-    from chainlift.lift.build.files import Sources
+    from chainlift.lift.build.files import ClusterFiles
     from chainlift.lift.build.workspace import Workspace
 
 
@@ -64,14 +64,14 @@ def squash_cluster_size(chain: Chain) -> int:
     return max(size, 4096)
 
 
-def layers_below(chain: Chain, onto: int) -> Below:
+def layers_below(chain: Chain, onto: int) -> LayersBelow:
     """Return what a squash leaves where it is."""
-    return Below(onto, min(layer.virtual_size for layer in chain.layers[:onto]))
+    return LayersBelow(onto, min(layer.virtual_size for layer in chain.layers[:onto]))
 
 
 def build_squash(
     chain: Chain,
-    sources: Sources,
+    sources: ClusterFiles,
     descriptors: dict[str, int],
     workspace: Workspace,
     onto: int,
@@ -85,9 +85,9 @@ def build_squash(
 
     :param chain: everything under the image that is lifted.
     :param descriptors: an open file descriptor for each file of the sources, by its path.
-    :param digests: one for each layer, to take in what its tables say.
     :param onto: index of the layer that stays, and is the new one's backing file.
     :param absolute_names: of the new layer and in it; else they are relative where all may be moved together.
+    :param digests: one for each layer, to take in what its tables say.
     """
     # A name that no header can hold is found before gigabytes are copied.
     backing = _backing_of(chain, onto, workspace, absolute_names=absolute_names)

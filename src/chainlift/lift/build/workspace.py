@@ -11,12 +11,14 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from chainlift.errors import ImageError, OperationError
+from chainlift.host import interrupts
+from chainlift.host.durable import sync_path, write_all
 from chainlift.lift.neighbours.images import NEW_SUFFIX
 from chainlift.lift.neighbours.locks import is_open_in_qemu
 from chainlift.lift.ownership import Ownership, make_directory, refuse_unreachable
@@ -76,10 +78,11 @@ class Workspace:
         refuse_unreachable(self.path.parent, self.image)
         made = False
         try:
-            with suppress(FileExistsError):
-                make_directory(self.path, self.ownership)
-                made = True
-            descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            with interrupts.put_off():
+                with suppress(FileExistsError):
+                    make_directory(self.path, self.ownership)
+                    made = True
+                descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError as error:
             if error.errno in (errno.ENOTDIR, errno.ELOOP):
                 raise ImageError("is not a directory", path=self.path, hint="move it away") from error
@@ -93,7 +96,7 @@ class Workspace:
             except BlockingIOError as error:
                 raise ImageError("another chainlift works there", path=self.path, hint="wait for it") from error
             if made:
-                sync_directory(self.path.parent)
+                sync_path(self.path.parent)
             self._remove_leftovers()
             yield self
         finally:
@@ -124,7 +127,7 @@ class Workspace:
         :return: its descriptor, open for reading and writing.
         """
         temporary = self.path / (name + NEW_SUFFIX)
-        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        descriptor = create(temporary)
         try:
             try:
                 self.ownership.apply(descriptor)
@@ -160,12 +163,12 @@ class Workspace:
         way_back = WayBack(manifest.image, manifest.original, manifest.original_path)
         self._write_note({**read_note(self.path), file: way_back})
         self._write(stem + SUFFIX, write_text(manifest))
-        sync_directory(self.path)
+        sync_path(self.path)
 
     def write_record(self, record: Path, manifest: Manifest) -> None:
         """Replace the record of a lift."""
         self._write(record.name, write_text(manifest))
-        sync_directory(self.path)
+        sync_path(self.path)
 
     def mark_used(self, record: Path, manifest: Manifest) -> Manifest:
         """Say that an image may name the lift from now on."""
@@ -187,7 +190,7 @@ class Workspace:
             with suppress(FileNotFoundError):
                 (self.path / name).unlink()
                 removed.append(self.path / name)
-        sync_directory(self.path)
+        sync_path(self.path)
         if not has_room:
             self._forget(stem)  # as best we can: there is room now
         return removed
@@ -252,23 +255,63 @@ class Workspace:
             path.unlink(missing_ok=True)
         else:
             write_file(path, note_text(entries).encode(), self.ownership)
-        sync_directory(path.parent)
+        sync_path(path.parent)
 
     def _write(self, name: str, text: str) -> None:
         with self.new_file(name) as descriptor:
-            _write_all(descriptor, text.encode())
+            write_all(descriptor, text.encode())
+
+
+@contextmanager
+def alone_in(directories: Iterable[Path]) -> Iterator[None]:
+    """Hold directories, so that one run at a time works there.
+
+    :raise ImageError: if another one does, or one of them cannot be opened.
+    """
+    with ExitStack() as stack:
+        for directory in sorted(set(directories)):
+            try:
+                descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            except OSError as error:
+                raise ImageError(f"cannot be opened: {error.strerror}", path=directory) from error
+            stack.callback(os.close, descriptor)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ImageError("another chainlift works there", path=directory, hint="wait for it") from error
+            except OSError as error:
+                # Some network file systems lock no directories: the temporary files' names are the lock there.
+                if error.errno not in (errno.EBADF, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL):
+                    raise
+        yield
+
+
+def create(path: Path) -> int:
+    """Make an empty file that nobody else can open, and return its descriptor, open for reading and writing.
+
+    No interrupt comes between the file and whoever removes it again.
+
+    :raise FileExistsError: if the name is taken.
+    """
+    with interrupts.put_off():
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
 
 
 def write_file(path: Path, data: bytes, ownership: Ownership) -> None:
-    """Replace a file atomically; it is synced, its name is not."""
+    """Replace a file atomically; it is synced, its name is not.
+
+    :param path: its name; what had it keeps its content until the new one is whole.
+    :param data: its content.
+    :param ownership: who it is to belong to.
+    """
     temporary = path.with_name(path.name + NEW_SUFFIX)
     with suppress(FileNotFoundError):
         temporary.unlink()
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    descriptor = create(temporary)
     try:
         try:
             ownership.apply(descriptor)
-            _write_all(descriptor, data)
+            write_all(descriptor, data)
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
@@ -279,26 +322,12 @@ def write_file(path: Path, data: bytes, ownership: Ownership) -> None:
         raise
 
 
-def _write_all(descriptor: int, data: bytes) -> None:
-    while data:
-        data = data[os.write(descriptor, data) :]
-
-
 def _stem(name: str) -> str | None:
     """Return the stem of a file of a lift; None where we do not call files so."""
     path = Path(name)
     kind, _, number = path.stem.rpartition("-")
     ours = kind in ("index", "squash") and number.isdecimal() and path.suffix in (*_SUFFIXES, SUFFIX)
     return path.stem if ours else None
-
-
-def sync_directory(path: Path) -> None:
-    """Make the names in a directory durable."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager
@@ -323,4 +352,4 @@ def remove_files(paths: Iterable[Path]) -> None:
         path.unlink(missing_ok=True)
         directories.add(path.parent)
     for directory in sorted(directories):
-        sync_directory(directory)
+        sync_path(directory)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import mmap
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     Fill = Callable[[memoryview, Pieces], None]
 
 #: Bytes that are read from either side at a time.
-_BATCH_BYTES: Final = 2 << 20
+BATCH_BYTES: Final = 2 << 20
 
 
 def first_difference(one: Chain, other: Chain, progress: Callable[[int], None] | None = None) -> int | None:
@@ -36,50 +38,69 @@ def first_difference(one: Chain, other: Chain, progress: Callable[[int], None] |
     return difference(pair, PieceReader(pair.one).fill, PieceReader(pair.other).fill, progress)
 
 
-def differing_spans(one: Chain, other: Chain) -> Iterator[tuple[int, int]]:
-    """Yield the spans of the disk that two chains do not provably read alike: offset and length, in bytes.
-
-    They are in ascending order and do not touch each other.
-
-    :raise ImageError: as :func:`first_difference`.
-    """
-    start = end = 0
-    for pieces, _, _ in Pair(one, other).unproven():
-        for first, length in zip(pieces.start.tolist(), pieces.length.tolist(), strict=True):
-            if first != end:
-                if end > start:
-                    yield start, end - start
-                start = first
-            end = first + length
-    if end > start:
-        yield start, end - start
-
-
-def difference(pair: Pair, fill_one: Fill, fill_other: Fill, progress: Callable[[int], None] | None) -> int | None:
+def difference(
+    pair: Pair,
+    fill_one: Fill,
+    fill_other: Fill,
+    progress: Callable[[int], None] | None,
+    *,
+    ahead: bool = False,
+) -> int | None:
     """Return the first offset at which two disks differ, None if there is none; reads only what is not proven.
 
     :param fill_one: reads parts of the first disk, one after the other, into a buffer of just their length.
     :param fill_other: of the other one.
     :param progress: as for :func:`first_difference`.
+    :param ahead: whether another process reads the other disk: it is asked for the next part meanwhile, by a thread.
     """
     # The kernel copies fastest to whole pages of ours.
-    buffers = mmap.mmap(-1, _BATCH_BYTES), mmap.mmap(-1, _BATCH_BYTES)
-    ours, theirs = (np.frombuffer(buffer, np.uint8) for buffer in buffers)
+    ours, *theirs = (mmap.mmap(-1, BATCH_BYTES) for _ in range(3))
+    with ThreadPoolExecutor(1, thread_name_prefix="compare") as pool:
+
+        def ask(part: _Part, buffer: mmap.mmap) -> Callable[[], None]:
+            view = memoryview(buffer)[: part.total]
+            if not part.total or not ahead:
+                return lambda: fill_other(view, part.other) if part.total else None
+            return pool.submit(fill_other, view, part.other).result
+
+        def compare(part: _Part, buffer: mmap.mmap, wait: Callable[[], None]) -> int | None:
+            if part.total:
+                fill_one(memoryview(ours)[: part.total], part.one)
+            wait()
+            at = _first_unequal(*(np.frombuffer(side, np.uint8, part.total) for side in (ours, buffer)))
+            if at is None:
+                if progress is not None:
+                    progress(part.end)
+                return None
+            behind = np.cumsum(part.one.length)
+            row = int(behind.searchsorted(at, side="right"))
+            return int(part.one.start[row] + part.one.length[row] - behind[row]) + at
+
+        before: tuple[_Part, mmap.mmap, Callable[[], None]] | None = None
+        for number, part in enumerate(_parts(pair)):
+            asked = part, theirs[number % 2], ask(part, theirs[number % 2])
+            if before is not None and (at := compare(*before)) is not None:
+                return at
+            before = asked
+        return None if before is None else compare(*before)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What is read and compared at a time; perhaps nothing."""
+
+    one: Pieces
+    other: Pieces
+    total: int
+    #: The guest offset up to which all is compared then.
+    end: int
+
+
+def _parts(pair: Pair) -> Iterator[_Part]:
     for one, other, end in pair.unproven():
-        for first, second in _batches(one, other):
-            total = int(first.length.sum())
-            fill_one(memoryview(buffers[0])[:total], first)
-            fill_other(memoryview(buffers[1])[:total], second)
-            at = _first_unequal(ours[:total], theirs[:total])
-            if at is not None:
-                behind = np.cumsum(first.length)
-                row = int(behind.searchsorted(at, side="right"))
-                return int(first.start[row] + first.length[row] - behind[row]) + at
-            if progress is not None:
-                progress(first.end)
-        if progress is not None:
-            progress(end)
-    return None
+        for first, second in batches(one, other):
+            yield _Part(first, second, int(first.length.sum()), first.end)
+        yield _Part(one.take(slice(0, 0)), other.take(slice(0, 0)), 0, end)
 
 
 def _first_unequal(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> int | None:
@@ -91,17 +112,17 @@ def _first_unequal(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> int | No
     return int((one != other).argmax())
 
 
-def _batches(one: Pieces, other: Pieces) -> Iterator[tuple[Pieces, Pieces]]:
-    """Cut parts that are alike cut into batches that fit into a buffer."""
+def batches(one: Pieces, other: Pieces) -> Iterator[tuple[Pieces, Pieces]]:
+    """Cut parts that are alike cut into batches of :data:`BATCH_BYTES` at most."""
     if not len(one):
         return
-    times = -(-one.length // _BATCH_BYTES)
+    times = -(-one.length // BATCH_BYTES)
     if int(times.max()) > 1:
         one, other = _shortened(one, times), _shortened(other, times)
     behind = np.cumsum(one.length)
     row = done = 0
     while row < len(one):
-        end = int(behind.searchsorted(done + _BATCH_BYTES, side="right"))
+        end = int(behind.searchsorted(done + BATCH_BYTES, side="right"))
         yield one.take(slice(row, end)), other.take(slice(row, end))
         row, done = end, int(behind[end - 1])
 
@@ -109,11 +130,11 @@ def _batches(one: Pieces, other: Pieces) -> Iterator[tuple[Pieces, Pieces]]:
 def _shortened(pieces: Pieces, times: NDArray[np.int64]) -> Pieces:
     """Cut each part into so many that none is longer than a buffer."""
     row = np.repeat(np.arange(len(times)), times)
-    within = (np.arange(len(row)) - np.repeat(np.cumsum(times) - times, times)) * _BATCH_BYTES
+    within = (np.arange(len(row)) - np.repeat(np.cumsum(times) - times, times)) * BATCH_BYTES
     parts = pieces.take(row)
     return Pieces(
         parts.start + within,
-        np.minimum(parts.length - within, _BATCH_BYTES),
+        np.minimum(parts.length - within, BATCH_BYTES),
         parts.content,
         parts.source,
         parts.offset + np.where(parts.content == Content.PLAIN, within, 0),

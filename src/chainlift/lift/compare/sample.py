@@ -41,7 +41,7 @@ def choose_sample(pair: Pair, *, seed: int = 0) -> list[tuple[int, int]]:
     """
     generator = np.random.default_rng(seed)
     of_files: dict[int, int] = {}
-    after_holes, anywhere = _Lot(generator, _MOST_AFTER_HOLES), _Lot(generator, SAMPLE)
+    after_holes, anywhere = Lot(generator, _MOST_AFTER_HOLES), Lot(generator, SAMPLE)
     was_mapped = True
     for one, other in pair.pieces():
         mapped = (one.content != Content.ZERO) | (other.content != Content.ZERO)
@@ -63,7 +63,7 @@ def choose_sample(pair: Pair, *, seed: int = 0) -> list[tuple[int, int]]:
         *_spread([of_files[file] for file in sorted(of_files)], MOST_FILES),
         *after_holes.drawn(),
     ]
-    return _disjoint(needed, anywhere.drawn(), pair.size)
+    return disjoint(needed, anywhere.drawn(), pair.size)
 
 
 def _within(pieces: Pieces, generator: np.random.Generator) -> NDArray[np.int64]:
@@ -85,7 +85,7 @@ def _first_of_each(
     yield from zip(found.tolist(), starts[order[first]].tolist(), strict=True)
 
 
-class _Lot:
+class Lot:
     """A sample of a stream of unknown length: each piece has a key at random, and those with the least keys stay."""
 
     def __init__(self, generator: np.random.Generator, most: int) -> None:
@@ -121,8 +121,14 @@ def _spread(values: list[int], most: int) -> list[int]:
     return [values[round(number * (len(values) - 1) / (most - 1))] for number in range(most)]
 
 
-def _disjoint(needed: list[int], more: list[int], size: int) -> list[tuple[int, int]]:
-    """Return pieces that begin at these offsets or cover them, of the second list as many as there may be."""
+def disjoint(needed: list[int], more: list[int], size: int) -> list[tuple[int, int]]:
+    """Return pieces that begin at these offsets or cover them, of the second list as many as there may be.
+
+    :param needed: offsets in bytes that must be in.
+    :param more: offsets in bytes, the most wanted first.
+    :param size: of the disk, in bytes.
+    :return: start and end of each piece, in bytes, ascending.
+    """
     last = max(0, size - PIECE_BYTES)
     begins = {min(max(0, offset), last) for offset in needed}
     for offset in more:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from chainlift.chain import Kind
-from chainlift.lift.build.files import Sources
+from chainlift.lift.build.files import ClusterFiles
 from chainlift.lift.build.merge import Merger
-from chainlift.qcow2.columns import Columns
+from chainlift.qcow2.columns import Spans
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,16 +36,14 @@ class Content(IntEnum):
     PACKED = 2
     #: Of an index, what reaches past an extent's end: only the whole chain can read it.
     ODD = 3
+    #: What layers have that both chains stand on and that are not looked at: the same bytes on both sides.
+    BELOW = 4
 
 
 @dataclass(frozen=True)
-class Pieces(Columns):
+class Pieces(Spans):
     """Consecutive parts of the disk as one chain has them, a row each."""
 
-    #: Guest offset in bytes, int64.
-    start: NDArray[np.int64]
-    #: Bytes, int64.
-    length: NDArray[np.int64]
     #: :class:`Content`, uint8.
     content: NDArray[np.uint8]
     #: Index into the files of the chain's sources, int32; -1 for zeros.
@@ -57,23 +55,14 @@ class Pieces(Columns):
     #: Bytes of a compressed cluster's stream.
     stored_bytes: NDArray[np.int32]
 
-    @property
-    def end(self) -> int:
-        """Guest offset of the first byte behind."""
-        return int(self.start[-1] + self.length[-1])
-
     def cut(self, starts: NDArray[np.int64], end: int) -> Pieces:
         """Return the span from ``starts[0]`` to ``end``, cut into parts that begin at ``starts`` (every own cut too).
 
         :param starts: guest offsets in bytes, ascending.
         """
-        rows = self.start.searchsorted(starts, side="right") - 1
-        parts = self.take(rows)
-        moved = starts - parts.start
+        parts, moved = self.cut_into(starts, end)
         return replace(
             parts,
-            start=starts,
-            length=np.diff(starts, append=end),
             offset=parts.offset + np.where(parts.content == Content.PLAIN, moved, 0),
             skip=parts.skip + np.where(parts.content == Content.PACKED, moved, 0),
         )
@@ -83,15 +72,19 @@ class Side:
     """A chain that is compared.
 
     :param chain: it must stay open.
+    :param below_bytes: up to where what no layer has is in layers further below, which both chains stand on and of
+        which nothing is read.
+    :param is_read: False: content is never read, and may be encrypted.
     :raise ImageError: if a layer is encrypted, or a file that an index points into cannot be opened.
     """
 
-    def __init__(self, chain: Chain) -> None:
-        for layer in chain.layers:
+    def __init__(self, chain: Chain, *, below_bytes: int = 0, is_read: bool = True) -> None:
+        for layer in chain.layers if is_read else ():
             if layer.image is not None:
                 layer.image.require_plain()
         self.chain = chain
-        self.sources = Sources(chain)
+        self._below_bytes = below_bytes
+        self.sources = ClusterFiles(chain)
         files, linear = self.sources.files, self.sources.linear_layers
         self._base = np.array([file.base for file in files], dtype=np.int64)
         is_extent = np.isin(self.sources.layer, linear)
@@ -99,8 +92,8 @@ class Side:
         self._limit = np.where(is_extent, [file.length for file in files], np.iinfo(np.int64).max)
         #: What a compressed cluster of each file must share with another to read the same.
         self.packing = np.array([(file.cluster_size << 8) + file.compression for file in files], dtype=np.int64)
-        #: Which files are raw layers, where the file system may know of holes.
-        self.is_raw = np.array([file.cluster_size == 0 for file in files], dtype=bool)
+        #: Which files are raw layers, where the file system may know of holes; no file (-1) is none.
+        self.is_raw = np.array([*(file.cluster_size == 0 for file in files), False], dtype=bool)
 
     def pieces(self, size: int) -> Iterator[Pieces]:
         """Yield the disk in ascending order; up to ``size`` bytes it is followed by zeros.
@@ -109,21 +102,15 @@ class Side:
         """
         done = 0
         # Without regard to clusters, so their size does not matter.
-        for found in Merger(self.chain, self.sources, self.chain.granularity).fragments():
+        for found in Merger(self.chain, self.sources, self.chain.granularity).fragments() if self.chain.layers else ():
             pieces = self._pieces(found)
             done = pieces.end
             yield pieces
+        if done < self._below_bytes:  # there is no layer but those further below
+            yield _empty(done, self._below_bytes, Content.BELOW)
+            done = self._below_bytes
         if done < size:
-            one = np.ones(1, dtype=np.int64)
-            yield Pieces(
-                done * one,
-                (size - done) * one,
-                np.array([Content.ZERO], dtype=np.uint8),
-                np.array([-1], dtype=np.int32),
-                -one,
-                0 * one,
-                np.zeros(1, dtype=np.int32),
-            )
+            yield _empty(done, size, Content.ZERO)
 
     def _pieces(self, found: Fragments) -> Pieces:
         plain, packed = found.kind == Kind.DATA, found.kind == Kind.COMPRESSED
@@ -133,19 +120,29 @@ class Side:
         last = found.host_offset + np.where(packed, found.stored_bytes, found.length)
         content[(source >= 0) & (last > self._limit[source])] = Content.ODD
         offset = np.where(source >= 0, found.host_offset + self._base[source], -1)
-        return Pieces(found.start, found.length, content, source, offset, found.skip, found.stored_bytes)
+        pieces = Pieces(found.start, found.length, content, source, offset, found.skip, found.stored_bytes)
+        limit = self._below_bytes
+        if not limit:
+            return pieces
+        content[(found.kind == Kind.UNALLOCATED) & (found.start < limit)] = Content.BELOW
+        if not int(found.start[0]) < limit < pieces.end:
+            return pieces
+        pieces = pieces.cut(np.union1d(found.start, [limit]), pieces.end)
+        hidden = (pieces.content == Content.BELOW) & (pieces.start >= limit)
+        return replace(pieces, content=np.where(hidden, np.uint8(Content.ZERO), pieces.content))
 
 
 class Pair:
     """Two chains to compare; the shorter disk is taken to be followed by zeros, as a backing file is.
 
+    :param size: bytes of the longer disk; None: as the chains say.
     :raise ImageError: as for :class:`Side`.
     """
 
-    def __init__(self, one: Chain, other: Chain) -> None:
-        self.one, self.other = Side(one), Side(other)
+    def __init__(self, one: Chain | Side, other: Chain | Side, *, size: int | None = None) -> None:
+        self.one, self.other = (side if isinstance(side, Side) else Side(side) for side in (one, other))
         #: Bytes of the longer disk.
-        self.size = max(one.virtual_size, other.virtual_size)
+        self.size = max(side.chain.virtual_size for side in (self.one, self.other)) if size is None else size
         numbers: dict[tuple[int, ...], int] = {}
         #: For each source of either side its file's number; the same file has one number, under whatever name.
         self.files = tuple(
@@ -182,7 +179,7 @@ class Pair:
 
     def _is_same(self, one: Pieces, other: Pieces) -> NDArray[np.bool_]:
         same: NDArray[np.bool_] = (one.content == other.content) & (one.content != Content.ODD)
-        rows = np.flatnonzero(same & (one.content != Content.ZERO))
+        rows = np.flatnonzero(same & (one.content != Content.ZERO) & (one.content != Content.BELOW))
         a, b = one.take(rows), other.take(rows)
         packed = a.content == Content.PACKED
         same[rows] = (
@@ -221,6 +218,20 @@ class Pair:
         ours.append(one.take(slice(done, None)))
         theirs.append(other.take(slice(done, None)))
         return Pieces.concatenate(ours), Pieces.concatenate(theirs)
+
+
+def _empty(start: int, stop: int, content: Content) -> Pieces:
+    """Return a part of the disk that lies in no file."""
+    one = np.ones(1, dtype=np.int64)
+    return Pieces(
+        start * one,
+        (stop - start) * one,
+        np.array([content], dtype=np.uint8),
+        np.array([-1], dtype=np.int32),
+        -one,
+        0 * one,
+        np.zeros(1, dtype=np.int32),
+    )
 
 
 def _data_of(side: Side, piece: Pieces) -> list[tuple[int, int]]:

@@ -28,11 +28,11 @@ def closing(steps: Steps, old: str, *, bit_by_bit: bool) -> Iterator[None]:
     :param old: the chain's top node, which the hold is over.
     :param bit_by_bit: False where a reopen must not free a node: QEMU before 9.0 with an iothread dies of it. All of
         the chain then goes with the ``blockdev-del`` of the hold (0.06 s on 7.2).
-    :return: yields after each step, when QEMU has had its time for others.
+    :return: yields after each step, when QEMU has had its time for others. The empty node is left.
     :raise QemuError: if a step fails; what is left is in QEMU's graph.
     """
     active = steps.active
-    graph = steps.read_edges()
+    graph = steps.query_edges()
     chain = deque(graph.backing_chain(old))
     gone = {active.hold}
     count = 1
@@ -59,7 +59,6 @@ def closing(steps: Steps, old: str, *, bit_by_bit: bool) -> Iterator[None]:
         # Somebody needs what is left. Deleted over a chain that an iothread reads, the hold makes 10.0 wait for ever.
         steps.move_hold(active.hold_null)
     steps.delete(active.hold)
-    steps.delete(active.hold_null)
     for layer in chain:
         for node in _let_go(graph, layer, gone):
             steps.delete_named(node)

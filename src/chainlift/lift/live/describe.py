@@ -15,35 +15,35 @@ from typing import TYPE_CHECKING, Any, Final
 
 from chainlift.chain.names import parse_name
 from chainlift.errors import ChainliftError
-from chainlift.lift.live.graph import BlockGraph, Node, is_named, read_edges, read_graph
+from chainlift.lift.live.graph import BlockGraph, Node, is_named, query_edges, query_graph
 from chainlift.lift.record.pointer import read_pointer
 from chainlift.qcow2.layout import CryptMethod
 
 if TYPE_CHECKING:
-    from chainlift.lift.live.peer import Peer
     from chainlift.lift.live.qmp import Qmp
+    from chainlift.lift.live.seen_process import SeenProcess
 
 _PROTOCOLS: Final = ("file", "host_device")
 _OVER_A_FILE: Final = ("qcow2", "raw", "throttle", "copy-on-read")
 
 
-def look(monitor: Qmp, peer: Peer, known: Mapping[str, Node] | None = None) -> BlockGraph:
+def read_graph(monitor: Qmp, process: SeenProcess, known: Mapping[str, Node] | None = None) -> BlockGraph:
     """Read QEMU's graph, asking it for descriptions only if there is no other way.
 
     :param known: descriptions from an earlier look at the same QEMU: names of nodes are never used again.
     :raise QemuError: if it cannot tell.
     """
-    graph = read_edges(monitor, peer.directory)
+    graph = query_edges(monitor, process.directory)
     if known is not None and graph.names <= known.keys():
         return graph.described(known)
-    nodes = describe(graph, peer)
-    return read_graph(monitor, peer.directory) if nodes is None else graph.described(nodes)
+    nodes = describe(graph, process)
+    return query_graph(monitor, process.directory) if nodes is None else graph.described(nodes)
 
 
-def describe(graph: BlockGraph, peer: Peer) -> Mapping[str, Node] | None:
+def describe(graph: BlockGraph, process: SeenProcess) -> Mapping[str, Node] | None:
     """Return what all nodes of a graph are, or None where that cannot be told for certain from outside."""
     try:
-        return _describe(graph, peer)
+        return _describe(graph, process)
     except (_UnknownError, ChainliftError, OSError, KeyError):
         return None
 
@@ -52,11 +52,11 @@ class _UnknownError(Exception):
     """Something is not as it would be if nobody had changed it."""
 
 
-def _describe(graph: BlockGraph, peer: Peer) -> Mapping[str, Node]:
+def _describe(graph: BlockGraph, process: SeenProcess) -> Mapping[str, Node]:
     nodes: dict[str, Node] = {}
     waiting: list[tuple[str, Mapping[str, Any], Mapping[str, bool]]] = [
         (str(options["node-name"]), options, {})
-        for options in peer.named_nodes()
+        for options in process.named_nodes()
         if options["node-name"] in graph.names
     ]
     while waiting:
@@ -65,8 +65,8 @@ def _describe(graph: BlockGraph, peer: Peer) -> Mapping[str, Node]:
         cache = {**inherited, **{key: value in (True, "on") for key, value in options.get("cache", {}).items()}}
         children = dict(graph.children(name))
         if driver in _PROTOCOLS:
-            path = peer.directory / options["filename"]
-            if children or not peer.has_open(path):
+            path = process.directory / options["filename"]
+            if children or not process.has_open(path):
                 raise _UnknownError
             encrypted = False
         elif driver in _OVER_A_FILE:
@@ -78,7 +78,7 @@ def _describe(graph: BlockGraph, peer: Peer) -> Mapping[str, Node]:
                 raise _UnknownError
             encrypted = False
             if driver == "qcow2":
-                header_file = _header_file(options_of_file, peer)
+                header_file = _header_file(options_of_file, process)
                 encrypted = read_pointer(header_file)[0].crypt_method is not CryptMethod.NONE
                 below = _backing(children.pop("backing", None), options, header_file)
                 if below is not None:
@@ -109,14 +109,14 @@ def _same_name(name: str, options: Mapping[str, Any]) -> str:
     return name
 
 
-def _header_file(options: object, peer: Peer) -> Path:
+def _header_file(options: object, process: SeenProcess) -> Path:
     """Return the file whose header a qcow2 node reads."""
     if isinstance(options, str):
-        named = [node for node in peer.named_nodes() if node["node-name"] == options]
+        named = [node for node in process.named_nodes() if node["node-name"] == options]
         options = named[0] if named else {}
     if not isinstance(options, Mapping) or options.get("driver") not in _PROTOCOLS:
         raise _UnknownError  # a filter, or a raw node with an offset
-    return peer.directory / str(options["filename"])
+    return process.directory / str(options["filename"])
 
 
 def _backing(name: str | None, options: Mapping[str, Any], header_file: Path) -> tuple[str, Mapping[str, Any]] | None:

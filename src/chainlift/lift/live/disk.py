@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
+import json
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from chainlift.errors import ChainliftError, InputError, UnknownStateError
+from chainlift.errors import ChainliftError, InputError, QemuError, UnknownStateError
+from chainlift.host.filesystem import is_same_file
 from chainlift.lift.compare.stock import compare_stock
 from chainlift.lift.disk import Change
 from chainlift.lift.live import guard
 from chainlift.lift.live.gentle import gentle_extents
-from chainlift.lift.live.graph import is_same_file
 from chainlift.lift.live.layers import layers_under, leads_to, refer, standing
-from chainlift.lift.live.steps import Timings
+from chainlift.lift.live.steps import Steps, Timings
 from chainlift.lift.live.switch import switch_live
 from chainlift.lift.live.whose import ask_vm, nearest_mark
 from chainlift.lift.record.manifest import Pointer
 from chainlift.lift.record.mark import Mark, read_mark, state_directory, write_mark
-from chainlift.lift.record.pointer import backing_name, read_pointer
+from chainlift.lift.record.pointer import backing_name, named_in, read_pointer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
 
     from chainlift.lift.disk import Standing
+    from chainlift.lift.live.graph import BlockGraph
     from chainlift.lift.live.pivot import State
     from chainlift.lift.live.session import LiveSession
     from chainlift.qemu.binary import Qemu
@@ -70,6 +73,21 @@ class RunningDisk:
         """Whether they are looked for in the graph: libvirt looks for them in the nodes that it has opened itself."""
         return not self.session.is_libvirts
 
+    @property
+    def image_is_written(self) -> str | None:
+        """QEMU has it open."""
+        return "the running QEMU writes to it"
+
+    @property
+    def holders(self) -> frozenset[int]:
+        """The QEMU, where it can be seen."""
+        return frozenset() if self.session.process.pid is None else frozenset({self.session.process.pid})
+
+    @property
+    def known_to_libvirt_as(self) -> tuple[str, str] | None:
+        """What definitions name stays: libvirt is not told."""
+        return None
+
     def check(self, *, for_index: bool = False) -> None:  # noqa: ARG002 - a running QEMU reads any
         """Refuse a disk that must not be switched now; QEMU is asked again.
 
@@ -79,6 +97,45 @@ class RunningDisk:
         self._is_stale = False
         self.session.check()
         refuse_other_chain(self.session)
+
+    def check_again(self) -> None:
+        """Ask as :meth:`check` does: QEMU has the layers open for reading only, as we have."""
+        self.check()
+
+    def reopen(self) -> None:
+        """Pivot to the chain that the active layer's header names, opened anew.
+
+        :raise QemuError: if a step failed; everything is as before.
+        :raise UnknownStateError: if it is not known what a step that failed has left.
+        """
+        pointer = read_pointer(self.image)[1]
+        if pointer is None:
+            raise InputError("has no backing file", path=self.image)
+        self.switch([Change(self.image, pointer, pointer)])
+        try:
+            self._name_plainly()
+        except (QemuError, OSError) as error:
+            self.left.append(f"the next snapshot's overlay gets a nested json: name ({error})")
+
+    def _name_plainly(self) -> None:
+        """Have later overlays get plain names.
+
+        A QEMU that has opened the image by a relative name takes a backing node with an absolute one for overridden,
+        until the header names it so; see :mod:`chainlift.lift.live.naming`.
+        """
+        self._fresh()
+        session = self.session
+        described = session.monitor.execute("query-named-block-nodes", {"flat": True})
+        name = next(node["file"] for node in described if node["node-name"] == session.disk.node)
+        if not name.startswith("json:") or "backing" not in json.loads(name[5:]):
+            return
+        below = session.graph.protocol_file(session.graph.backing_chain(session.disk.node)[1])
+        if below is not None:
+            steps = Steps(session.monitor, session.active(), read_pointer=named_in, pause_s=0)
+            steps.rename(session.disk.node, self.image, below)
+
+    def follow_headers(self) -> None:
+        """Do nothing: what definitions name stays."""
 
     def standing(self) -> list[Standing]:
         """Return what each image of the chain stands on in QEMU, the active layer first.
@@ -93,6 +150,8 @@ class RunningDisk:
     ) -> None:
         """Read the disk as it will be through a storage daemon of our own, and compare it with what it reads now.
 
+        Parameters as :meth:`chainlift.lift.disk.Disk.compare`.
+
         :raise AnswerIsNo: naming the first byte that differs; nothing was switched.
         :raise QemuError: if the new side cannot be opened or read.
         """
@@ -100,7 +159,11 @@ class RunningDisk:
             for change in changes:
                 compare_stock(self.qemu, change.owner, change.readable, change.new, content=content, progress=progress)
 
-    def switch(self, changes: Sequence[Change]) -> None:
+    def set_aside(self) -> AbstractContextManager[None]:
+        """Do nothing: a switch copies nothing."""
+        return nullcontext()
+
+    def switch(self, changes: Sequence[Change], *, rate_bytes_per_s: int | None = None) -> None:  # noqa: ARG002 - copies nothing
         """Switch every pointer; all of them or none.
 
         Under an index QEMU has no layers open, but the index itself: an image there is switched when those above have
@@ -152,17 +215,22 @@ class RunningDisk:
         if self._is_stale:
             self.session.refresh()
             self._is_stale = False
+        guard.refuse_changed(self.session.graph, self.session.disk)
 
     def has_switched(self, changes: Sequence[Change]) -> bool:
         """Whether any of the new sides may be in use, in a header or in QEMU; yes where that cannot be told."""
         return has_switched(self.session, changes)
+
+    def superseded(self) -> list[Path]:
+        """Nothing but lifts is made for the disk."""
+        return []
 
     @contextmanager
     def left_alone(self) -> Iterator[list[str]]:
         """Mark the disk before the switch: who watches it may look at any time."""
         directory, warnings = state_directory(), list[str]()
         before = read_mark(self.image, directory)
-        vm = ask_vm(self.session.monitor, self.session.peer)
+        vm = ask_vm(self.session.monitor, self.session.process)
         try:
             write_mark(self.image, Mark(is_paused=True, at_s=time.time(), why="restored", vm=vm.identity), directory)
         except OSError as error:
@@ -184,7 +252,7 @@ class RunningDisk:
         directory, session = state_directory(), self.session
         # The graph is of before the switch: it has the layers that may be marked.
         with suppress(ChainliftError, OSError):
-            found = nearest_mark(session.graph, session.disk.node, ask_vm(session.monitor, session.peer), directory)
+            found = nearest_mark(session.graph, session.disk.node, ask_vm(session.monitor, session.process), directory)
             if found is not None and found[0].is_paused:
                 write_mark(self.image, replace(found[0], is_paused=False, at_s=time.time()), directory)
 
@@ -197,10 +265,14 @@ def has_switched(session: LiveSession, changes: Sequence[Change]) -> bool:
     try:
         if any(_names_new(change) for change in changes):
             return True
-        if session.peer.is_gone:
+        if session.process.is_gone:
             return False
         session.refresh()
         graph = session.graph
+        if session.disk.node not in graph.names:
+            return False
+        if any(_names_in(graph, overlay, change) for overlay in _overlays(session) for change in changes):
+            return True
         for name, below in pairwise(graph.backing_chain(session.disk.node)):
             file, opened = graph.protocol_file(name), graph.protocol_file(below)
             if file is None or opened is None:
@@ -212,6 +284,20 @@ def has_switched(session: LiveSession, changes: Sequence[Change]) -> bool:
     except (ChainliftError, OSError):
         return True
     return False
+
+
+def _overlays(session: LiveSession) -> list[str]:
+    """Return the nodes that snapshots have put over what was the active node."""
+    graph = session.graph
+    return [name for name in graph.backing_chain(graph.top(session.disk.node)) if name not in
+            graph.backing_chain(session.disk.node) and graph.nodes[name].driver == "qcow2"]  # fmt: skip
+
+
+def _names_in(graph: BlockGraph, overlay: str, change: Change) -> bool:
+    """Whether an overlay's header has the file in a nested name: QEMU writes one during a switch."""
+    file = graph.protocol_file(overlay)
+    pointer = None if file is None else read_pointer(Path(file))[1]
+    return pointer is not None and refer(change.owner, change.new).path in pointer.name
 
 
 def _names_new(change: Change) -> bool:
@@ -248,4 +334,4 @@ def refuse_other_chain(session: LiveSession) -> None:
 
     layers = layers_under(session.image, read_pointer(session.image)[1], lift_of)
     chain = [(session.image, "qcow2"), *((layer.path, layer.format) for layer in layers)]
-    guard.refuse_other_chain(graph, session.disk.node, chain, session.peer)
+    guard.refuse_other_chain(graph, session.disk.node, chain, session.process)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from chainlift.errors import InputError, QemuCrashed, QemuError
 
@@ -12,8 +12,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from chainlift.lift.live.graph import BlockGraph
-    from chainlift.lift.live.peer import Peer
     from chainlift.lift.live.qmp import Qmp
+    from chainlift.lift.live.seen_process import SeenProcess
+
+
+#: Drivers of the filters that block jobs put over a disk while they work.
+JOB_FILTERS: Final = frozenset({"mirror_top", "commit_top", "backup-top", "copy-before-write", "snapshot-access"})
 
 
 @dataclass(frozen=True)
@@ -46,10 +50,10 @@ class LiveDisk:
         return f"node {self.node}{used}: {self.path or self.driver}, length {self.length}"
 
 
-def list_disks(monitor: Qmp, graph: BlockGraph, peer: Peer) -> list[LiveDisk]:
+def list_disks(monitor: Qmp, graph: BlockGraph, process: SeenProcess) -> list[LiveDisk]:
     """Return every disk that a device or an export uses.
 
-    :param peer: the process, whose command line tells an export's iothread.
+    :param process: the process, whose command line tells an export's iothread.
 
     :raise QemuError: if QEMU does not tell.
     """
@@ -74,7 +78,7 @@ def list_disks(monitor: Qmp, graph: BlockGraph, peer: Peer) -> list[LiveDisk]:
         exported: str = export["node-name"]
         names.setdefault(exported, []).append(export["id"])
         exports.add(exported)
-        options = peer.export_options(export["id"])
+        options = process.export_options(export["id"])
         if options is None:
             unknown.add(exported)
         elif isinstance(served := options.get("iothread"), str):
@@ -85,7 +89,8 @@ def list_disks(monitor: Qmp, graph: BlockGraph, peer: Peer) -> list[LiveDisk]:
     disks = []
     for root in sorted(roots & graph.names):
         node = graph.through_filters(root)
-        path = graph.protocol_file(node)
+        layer = _under_job(graph, node)
+        path = graph.protocol_file(layer)
         disks.append(
             LiveDisk(
                 node=node,
@@ -93,7 +98,7 @@ def list_disks(monitor: Qmp, graph: BlockGraph, peer: Peer) -> list[LiveDisk]:
                 users=tuple(dict.fromkeys(names.get(root, ()))),
                 driver=graph.nodes[node].driver,
                 path=Path(path) if path else None,
-                length=len(graph.backing_chain(node)) - 1,
+                length=len(graph.backing_chain(layer)) - 1,
                 iothread=threads.get(root),
                 iothread_is_known=root in threads or root not in unknown,
                 is_exported=root in exports,
@@ -109,9 +114,9 @@ def choose_disk(disks: Sequence[LiveDisk], *, device: str | None, node: str | No
     :param device: a device's name, id or QOM path, or an export's id.
     :param node: a node's name.
     :param image: the active layer's file; by device and inode.
-    :raise InputError: if it is not exactly one; the text lists the disks.
+    :raise InputError: if it is not exactly one; the text lists the disks. Also if a block job works on it.
     """
-    found = [disk for disk in disks if disk.driver == "qcow2"]
+    found = [disk for disk in disks if disk.driver == "qcow2" or disk.driver in JOB_FILTERS]
     asked = ""
     if device is not None:
         found, asked = [disk for disk in found if device in disk.users], f" {device!r}"
@@ -119,12 +124,28 @@ def choose_disk(disks: Sequence[LiveDisk], *, device: str | None, node: str | No
         found, asked = [disk for disk in found if node in (disk.node, disk.root)], f" {node!r}"
     if image is not None:
         found, asked = [disk for disk in found if disk.path and _same(disk.path, image)], f" whose image is {image}"
+    for disk in found:
+        if disk.driver in JOB_FILTERS:
+            # First of all: of a commit the base is a disk of its own for the time.
+            raise InputError(
+                f"a block job has its {disk.driver} filter over the disk{asked} ({disk})", hint="wait until it is done"
+            )
     if len(found) == 1:
         return found[0]
     there = "; ".join(map(str, disks)) or "none"
     if not found:
         raise InputError(f"this QEMU has no qcow2 disk{asked}", hint=f"its disks: {there}")
     raise InputError("this QEMU has several qcow2 disks", hint=f"choose one with --device or --node: {there}")
+
+
+def _under_job(graph: BlockGraph, node: str) -> str:
+    """Return what a block job's filter lies over; the node itself where it is none."""
+    while graph.nodes[node].driver in JOB_FILTERS:
+        below = graph.child(node, "backing") or graph.child(node, "file")
+        if below is None:
+            break
+        node = below
+    return node
 
 
 def _same(first: Path, second: Path) -> bool:

@@ -7,13 +7,12 @@ change in between shows as an edge to a node that is not described, and the read
 The two differ in what they cost. The edges of a chain of 300 take some 10 ms. Descriptions take 200 to 350 ms, in which
 QEMU's main loop does nothing else: for every node ``bdrv_refresh_filename()`` (block.c) goes down all that is below it,
 so that the time grows with the square of the length, ``flat`` or not. So descriptions are asked for as rarely as can
-be, see :mod:`chainlift.lift.live.describe`, and :func:`read_edges` does without.
+be, see :mod:`chainlift.lift.live.describe`, and :func:`query_edges` does without.
 """
 
 from __future__ import annotations
 
 import json
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 from chainlift.errors import QemuError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from chainlift.lift.live.qmp import Qmp
 
@@ -29,6 +28,8 @@ if TYPE_CHECKING:
 FILTERS: Final = frozenset(
     {"throttle", "copy-on-read", "compress", "preallocate", "blkdebug", "blklogwrites", "replication"}
 )
+#: Drivers of local files and devices.
+_LOCAL: Final = ("file", "host_device")
 _ATTEMPTS: Final = 5
 
 
@@ -151,16 +152,55 @@ class BlockGraph:
             node = above[0]
         return node
 
+    def top(self, node: str) -> str:
+        """Return the topmost node over this one, snapshots included: what ``change-backing-file`` calls the root."""
+        seen = {node}
+        while above := [
+            edge.parent
+            for edge in self.parents(node)
+            if isinstance(edge.parent, str) and edge.role in ("file", "backing") and edge.parent not in seen
+        ]:
+            # A snapshot's overlay has the users; a node that only looks at this one (fleecing) has none.
+            node = next((name for name in above if self._is_used(name)), above[0])
+            seen.add(node)
+        return node
+
+    def _is_used(self, node: str) -> bool:
+        return any(isinstance(edge.parent, User) for above in self.above(node) for edge in self.parents(above))
+
+    def above(self, node: str) -> list[str]:
+        """Return the node and every node that reaches it, each once."""
+        return _reached(node, lambda name: (e.parent for e in self.parents(name) if isinstance(e.parent, str)))
+
+    def is_active(self, node: str, root: str) -> bool:
+        """Whether a disk still begins with these nodes: nobody has put anything over them.
+
+        A node that stands on it beside the device (a throttle filter, an old way of backups) is not over the disk.
+
+        :param node: the active layer's.
+        :param root: the last filter over it, or itself.
+        """
+        if not {node, root} <= self.names:
+            return False
+        below: str | None = root
+        while below not in (node, None):
+            below = self.child(str(below), "file")
+        edges = self.parents(root)
+        is_used = any(isinstance(edge.parent, User) and edge.parent.kind == "block-backend" for edge in edges)
+        return below == node and (is_used or not edges)
+
+    def jobs(self, nodes: Iterable[str]) -> list[str]:
+        """Return the block jobs that work on any of these nodes."""
+        wanted = set(nodes)
+        return [user.name or "(unnamed)" for user, node in self.users() if user.kind == "block-job" and node in wanted]
+
+    def writes_to(self, parent: str, child: str) -> bool:
+        """Whether this parent may write to this child."""
+        return any(edge.writes for edge in self.parents(child) if edge.parent == parent)
+
     def subtree(self, node: str) -> list[str]:
         """Return the node and everything below it, each once, parents first."""
-        found: dict[str, None] = {}
-        waiting = [node]
-        while waiting:
-            name = waiting.pop()
-            if name not in found:
-                found[name] = None
-                waiting.extend(self._down.get(name, {}).values())
-        return list(found)
+        return _reached(node, lambda name: self._down.get(name, {}).values())
 
     def layer_nodes(self, node: str) -> list[str]:
         """Return the node and what is below it except its backing chain: one layer's nodes, parents first."""
@@ -177,9 +217,29 @@ class BlockGraph:
         while below := self.child(node, "file"):
             node = below
         described = self.nodes[node]
-        if described.driver not in ("file", "host_device"):
+        if described.driver not in _LOCAL:
             return None
         return str(self.directory / local_filename(described.filename))
+
+    def format_of(self, node: str) -> str:
+        """Return the format as which a layer is read: raw where nothing lies between it and its file.
+
+        So does libvirt 11.3 without saying so, and 9.0 has a node of the driver ``raw`` there.
+        """
+        driver = self.nodes[node].driver
+        return "raw" if driver in _LOCAL else driver
+
+
+def _reached(node: str, step: Callable[[str], Iterable[str]]) -> list[str]:
+    """Return a node and all that is reached from it step by step, each once."""
+    found: dict[str, None] = {}
+    waiting = [node]
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found[name] = None
+            waiting.extend(step(name))
+    return list(found)
 
 
 def local_filename(filename: str) -> str:
@@ -190,23 +250,12 @@ def local_filename(filename: str) -> str:
     return filename.removeprefix("file:")
 
 
-def is_same_file(first: Path, second: Path) -> bool:
-    """Whether two names lead to one file, by device and inode, or to one block device."""
-    try:
-        one, other = first.stat(), second.stat()
-    except OSError:
-        return False
-    if stat.S_ISBLK(one.st_mode) and stat.S_ISBLK(other.st_mode):
-        return one.st_rdev == other.st_rdev  # it may have several nodes
-    return (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino)
-
-
 def is_named(node: str) -> bool:
     """Whether somebody named it: such a node stays until ``blockdev-del``; others go with their last parent."""
     return not node.startswith("#block")
 
 
-def read_edges(monitor: Qmp, directory: Path = Path()) -> BlockGraph:
+def query_edges(monitor: Qmp, directory: Path = Path()) -> BlockGraph:
     """Ask QEMU for its nodes' names and edges only, which does not keep it from its work for long.
 
     :param directory: QEMU's working directory, which relative file names are relative to.
@@ -218,7 +267,7 @@ def read_edges(monitor: Qmp, directory: Path = Path()) -> BlockGraph:
     return BlockGraph(names, [_edge(edge, kinds) for edge in raw["edges"]], directory)
 
 
-def read_graph(monitor: Qmp, directory: Path = Path()) -> BlockGraph:
+def query_graph(monitor: Qmp, directory: Path = Path()) -> BlockGraph:
     """Ask QEMU for its nodes, what they are, and its edges.
 
     :param directory: QEMU's working directory, which relative file names are relative to.
@@ -226,7 +275,7 @@ def read_graph(monitor: Qmp, directory: Path = Path()) -> BlockGraph:
     """
     for _ in range(_ATTEMPTS):
         nodes = {node.name: node for node in map(_node, monitor.execute("query-named-block-nodes", flat=True))}
-        graph = read_edges(monitor, directory)
+        graph = query_edges(monitor, directory)
         if graph.names == nodes.keys():
             return graph.described(nodes)
     raise QemuError("its block nodes change all the time", hint="wait until snapshots and jobs are done")

@@ -5,18 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from chainlift import facts
 from chainlift.errors import ImageError, InputError
-from chainlift.lift.live.graph import User, is_same_file
-from chainlift.lift.live.pivot import LOCKLESS
+from chainlift.host.filesystem import is_same_file
+from chainlift.lift.live.graph import User
 from chainlift.lift.neighbours.locks import is_written
+from chainlift.units import counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from chainlift.lift.live.disks import LiveDisk
     from chainlift.lift.live.graph import BlockGraph
-    from chainlift.lift.live.peer import Peer
     from chainlift.lift.live.qmp import Qmp
+    from chainlift.lift.live.seen_process import SeenProcess
 
 #: Migration states in which nothing is moving (qapi/migration.json, MigrationStatus).
 _AT_REST: Final = frozenset({"none", "completed", "failed", "cancelled"})
@@ -50,6 +52,26 @@ def refuse_migration(monitor: Qmp) -> None:
         status = monitor.execute("query-status")["status"]
         if status in ("inmigrate", "postmigrate", "finish-migrate"):
             raise InputError(f"the VM is in state {status}", hint="its disks belong to another QEMU now, or soon")
+
+
+def refuse_changed(graph: BlockGraph, disk: LiveDisk) -> None:
+    """Refuse a disk that has gone, or got another active layer, since it was chosen.
+
+    :raise InputError: saying which.
+    """
+    if disk.node not in graph.names:
+        raise InputError("the disk was unplugged meanwhile", path=disk.path, hint="it is not this QEMU's any more")
+    if not graph.is_active(disk.node, disk.root) and not has_jobs(graph, disk):
+        raise InputError(
+            f"the disk got another active layer meanwhile (node {graph.top(disk.node)})",
+            path=disk.path,
+            hint="run it again",
+        )
+
+
+def has_jobs(graph: BlockGraph, disk: LiveDisk) -> bool:
+    """Whether a block job works on the disk's chain, or on what is over it."""
+    return bool(graph.jobs({*graph.subtree(disk.node), *graph.above(disk.node)}))
 
 
 def refuse_node(graph: BlockGraph, disk: LiveDisk) -> None:
@@ -152,9 +174,14 @@ def refuse_iothread(disk: LiveDisk, version: tuple[int, int, int], iothreads: Se
     one of five pivots or so. Which iothread serves an export is not told by QMP, only by the command line. Devices in
     an iothread are fine, see :mod:`chainlift.lift.live.pivot`.
 
+    :param disk: what is to be switched.
+    :param version: of the QEMU that has it.
+    :param iothreads: of that QEMU, by name.
     :raise InputError: saying what to do.
     """
-    if version < LOCKLESS and (not disk.iothread_is_known or (disk.is_exported and disk.iothread is not None)):
+    if not facts.LOCKLESS.holds(version) and (
+        not disk.iothread_is_known or (disk.is_exported and disk.iothread is not None)
+    ):
         if not iothreads:
             return
         number = ".".join(map(str, version))
@@ -171,17 +198,20 @@ def refuse_stream(disk: LiveDisk, version: tuple[int, int, int], iothreads: Sequ
     is where only an export in an iothread uses it. ``bdrv_insert_node()`` in block.c then ends 10.0 and 11.1 with
     ``Assertion `bdrv_get_aio_context(bs) == ctx' failed``.
 
+    :param disk: what is to be streamed.
+    :param version: of the QEMU that has it.
+    :param iothreads: of that QEMU, by name.
     :raise InputError: saying what to do.
     """
     may_be_in_one = bool(iothreads) and (disk.iothread is not None or not disk.iothread_is_known)
-    if version >= LOCKLESS and disk.is_exported and may_be_in_one and not disk.is_pinned:
+    if facts.LOCKLESS.holds(version) and disk.is_exported and may_be_in_one and not disk.is_pinned:
         raise InputError(
             f"QEMU {'.'.join(map(str, version))} dies of block-stream where an export's iothread alone serves the disk",
             hint="export it with fixed-iothread=on, or without iothread",
         )
 
 
-def refuse_other_chain(graph: BlockGraph, top: str, layers: Sequence[tuple[Path, str]], peer: Peer) -> None:
+def refuse_other_chain(graph: BlockGraph, top: str, layers: Sequence[tuple[Path, str]], process: SeenProcess) -> None:
     """Refuse a chain that is not the same in QEMU and on disk, compared node by node and by the files' identity.
 
     :param top: the node of the first of the layers.
@@ -199,33 +229,33 @@ def refuse_other_chain(graph: BlockGraph, top: str, layers: Sequence[tuple[Path,
         node = graph.nodes[chain[depth]]
         opened = graph.protocol_file(node.name)
         where = f"QEMU's layer {depth} (node {node.name})"
-        if node.driver != layer_format:
-            raise ImageError(f"is {layer_format} on disk and {where} reads it as {node.driver}", path=path)
+        if (read_as := graph.format_of(node.name)) != layer_format:
+            raise ImageError(f"is {layer_format} on disk and {where} reads it as {read_as}", path=path)
         if opened is None:
             raise ImageError(f"{where} is no local file", path=path, hint="its header on disk names this one")
         if not is_same_file(Path(opened), path):
             raise ImageError(f"{where} is {opened}", path=path, hint="the header on disk names this one instead")
-        if peer.has_open(path) is False:
+        if process.has_open(path) is False:
             raise ImageError(
                 f"was replaced: {where} still has the file open that had this name before",
                 path=path,
                 hint="put the original file back",
             )
     if len(chain) > len(layers):
-        node_name = chain[len(layers)]
+        node_name, more = chain[len(layers)], counted(len(chain) - len(layers), "more layer")
         raise ImageError(
-            f"is the base on disk, and QEMU has {len(chain) - len(layers)} more layers from node {node_name} on",
+            f"is the base on disk, and QEMU has {more} from node {node_name} on",
             path=layers[-1][0],
         )
 
 
-def refuse_unknown_process(peer: Peer, image: Path) -> None:
+def refuse_unknown_process(process: SeenProcess, image: Path) -> None:
     """Refuse where it cannot be told whether QEMU's files are the ones that we see.
 
     :raise InputError: saying why.
     """
-    if peer.open_files is None:
-        who = f"process {peer.pid}" if peer.pid else "the process behind the socket"
+    if process.open_files is None:
+        who = f"process {process.pid}" if process.pid else "the process behind the socket"
         raise InputError(
             f"the open files of {who} cannot be seen", path=image, hint="run as root, in the same container as QEMU"
         )

@@ -13,10 +13,12 @@ stayed (``auto-dismiss`` off) would hold on to nodes that are half taken apart, 
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from chainlift.errors import QemuError
-from chainlift.lift.live.graph import read_edges
+from chainlift.host import interrupts
+from chainlift.lift.live.graph import query_edges
 from chainlift.qemu.monitor import Monitor
 
 if TYPE_CHECKING:
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 
 _POLL_S: Final = 0.25
 _DONE: Final = object()
+#: States of a job that is about to go (qapi/job.json, JobStatus).
+_ENDING: Final = ("aborting", "concluded", "null")
 _ENDINGS: Final = ("BLOCK_JOB_COMPLETED", "BLOCK_JOB_CANCELLED")
 
 
@@ -50,10 +54,18 @@ class StreamJob:
         :param rate_bytes_per_s: 0 for no limit.
         :param meanwhile: work that is done, a step with each element, before the job is finished.
         :raise QemuError: if it fails or somebody cancels it.
+        :raise KeyboardInterrupt: if one came before it was finished; the job is cancelled.
         """
         limit = {"speed": rate_bytes_per_s} if rate_bytes_per_s else {}
         request = {"job-id": self._id, "device": self._active.name, "auto-finalize": False}
-        self._monitor.execute("block-stream", {**request, **limit})
+        try:
+            self._monitor.execute("block-stream", {**request, **limit})
+            return self._until_done(progress, meanwhile)
+        except KeyboardInterrupt:
+            self.cancel()
+            raise
+
+    def _until_done(self, progress: Callable[[int, int], None] | None, meanwhile: Iterator[None] | None) -> int:
         while (job := self._query()) is not None:
             if job["status"] == "pending":
                 for _ in meanwhile or ():
@@ -65,6 +77,18 @@ class StreamJob:
             if meanwhile is None or next(meanwhile, _DONE) is _DONE:
                 time.sleep(_POLL_S)
         raise QemuError(f"the block-stream job failed: {self._reason()}", path=self._active.image)
+
+    def cancel(self) -> None:
+        """End the job wherever it is, and wait until it has gone; what it has copied stays copied.
+
+        :raise QemuError: if QEMU does not answer.
+        """
+        while (job := self._query()) is not None:
+            if job["status"] not in _ENDING:
+                # Gone meanwhile, it cannot be cancelled; so it is looked at again.
+                with suppress(QemuError):
+                    self._monitor.execute("job-cancel", {"id": self._id})
+            time.sleep(_POLL_S / 10)
 
     def finish_left(self) -> bool:
         """Finish a job that a killed run has left when all was copied; one that still copies is left alone.
@@ -79,10 +103,12 @@ class StreamJob:
 
     def _finish(self) -> None:
         self._flush()
+        interrupts.between_steps()
+        interrupts.too_late()
         self._monitor.execute("job-finalize", {"id": self._id})
         while self._query() is not None:
             time.sleep(_POLL_S / 10)
-        if read_edges(self._monitor, self._active.directory).child(self._active.name, "backing") is not None:
+        if query_edges(self._monitor, self._active.directory).child(self._active.name, "backing") is not None:
             raise QemuError(f"the block-stream job failed at its end: {self._reason()}", path=self._active.image)
 
     def _reason(self) -> str:
@@ -94,7 +120,7 @@ class StreamJob:
 
     def _flush(self) -> None:
         """Reopen the active node with what it has: ``bdrv_reopen_prepare()`` (block.c) flushes it."""
-        children = read_edges(self._monitor, self._active.directory).children(self._active.name)
+        children = query_edges(self._monitor, self._active.directory).children(self._active.name)
         self._monitor.execute("blockdev-reopen", {"options": [{"backing": None, **self._active.options, **children}]})
 
     def _query(self) -> Mapping[str, Any] | None:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from chainlift.chain.names import parse_name
 from chainlift.errors import ChainliftError, ImageError
+from chainlift.host.filesystem import is_same_file
 from chainlift.lift.disk import Standing
-from chainlift.lift.live.graph import is_same_file
-from chainlift.lift.live.naming import layer_format, open_options
 from chainlift.lift.record.manifest import Pointer
 from chainlift.lift.record.pointer import backing_name, read_pointer
+from chainlift.lift.target import layer_format, open_options
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -88,7 +88,12 @@ def _step(
 
 
 def follows_headers(graph: BlockGraph, node: str, image: Path) -> bool:
-    """Whether the nodes from this one down are just the files that the headers lead to, from this image on."""
+    """Whether the nodes from this one down are just the files that the headers lead to, from this image on.
+
+    :param graph: with descriptions.
+    :param node: the uppermost of them.
+    :param image: whose file that is.
+    """
     try:
         layers = layers_under(image, read_pointer(image)[1])
     except (ChainliftError, OSError):
@@ -133,11 +138,17 @@ def _pointer(graph: BlockGraph, image: Path, node: str, below: str, file: Path) 
         return named
     if graph.is_index(below):
         return Pointer(name=backing_name(file), format="qcow2")
-    return Pointer(name=str(file), format=graph.nodes[below].driver)
+    return Pointer(name=str(file), format=graph.format_of(below))
 
 
 def leads_to(image: Path, pointer: Pointer, file: Path, *, is_index: bool) -> bool:
-    """Whether a backing file name leads to this file: of an index, to its descriptor."""
+    """Whether a backing file name leads to this file: of an index, to its descriptor.
+
+    :param image: whose header has the name.
+    :param pointer: the name.
+    :param file: what it may lead to.
+    :param is_index: whether that is an index's descriptor.
+    """
     try:
         reference = refer(image, pointer)
     except ChainliftError:

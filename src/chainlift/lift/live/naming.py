@@ -10,62 +10,17 @@ index QEMU's spelling of the ``json:`` name. Both are the same on 7.2, 10.0 and 
 
 from __future__ import annotations
 
-from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from chainlift.chain.opening import probe_format
 from chainlift.lift.record.pointer import MAX_BACKING_NAME
+from chainlift.lift.target import PROTOCOLS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from chainlift.chain.names import Reference
-
-_PROTOCOLS: Final = ("file", "host_device")
 _SHORT_ESCAPES: Final = {'"': '\\"', "\\": "\\\\", "\b": "\\b", "\f": "\\f", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
 _SPACE: Final = 0x20
 _DELETE: Final = 0x7F
-
-
-def open_options(reference: Reference) -> dict[str, Any]:
-    """Return the options of ``blockdev-add`` that open a reference, read-only; what is not said follows its headers.
-
-    Of a layer only the node itself is said to be read-only: its file inherits that, and QEMU can then reopen both for
-    writing, as ``block-commit`` and ``change-backing-file`` do. Of an index every node is.
-    """
-    if reference.is_descriptor:
-        file = {"driver": "file", "read-only": True, "filename": reference.path}
-        return {"driver": "qcow2", "read-only": True, "file": {"driver": "vmdk", "read-only": True, "file": file}}
-    options: dict[str, Any] = {
-        "driver": layer_format(reference),
-        "read-only": True,
-        "file": {"driver": protocol(reference.path), "filename": reference.path},
-    }
-    if reference.data_file is not None:
-        path = reference.data_file.path
-        options["data-file"] = {"driver": protocol(path), "filename": path}
-    if not reference.follows_header:
-        options["backing"] = None if reference.backing is None else open_options(reference.backing)
-    return options
-
-
-def layer_format(reference: Reference) -> str:
-    """Return the driver of a layer, by a look into the file where nobody said it.
-
-    :raise OSError: if it cannot be read.
-    """
-    if reference.format is not None:
-        return "raw" if reference.format in _PROTOCOLS else reference.format
-    with Path(reference.path).open("rb") as file:
-        return probe_format(file.read(4096))
-
-
-def protocol(path: str) -> str:
-    """Return the driver that opens a file by its path as QEMU would by itself."""
-    with suppress(OSError):  # opening it will say what is wrong with the name
-        return "host_device" if Path(path).is_block_device() else "file"
-    return "file"
 
 
 def qemu_name(options: Mapping[str, Any]) -> str | None:
@@ -87,7 +42,7 @@ def _plain_name(options: Mapping[str, Any]) -> str | None:
     file = options.get("file")
     if "backing" in options or "data-file" in options or not isinstance(file, dict):
         return None
-    return str(file["filename"]) if file.get("driver") in _PROTOCOLS and "filename" in file else None
+    return str(file["filename"]) if file.get("driver") in PROTOCOLS and "filename" in file else None
 
 
 def _index_file(options: Mapping[str, Any]) -> str | None:

@@ -11,20 +11,22 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
+from chainlift import facts
 from chainlift.chain import open_chain
 from chainlift.errors import ChainliftError, InputError, QemuError, UnknownStateError
-from chainlift.lift.build.room import require_room, room_for_stream
+from chainlift.host import interrupts
+from chainlift.lift.build.free_space import require_room, room_for_stream
 from chainlift.lift.live.disk import RunningDisk, has_switched, refuse_other_chain
 from chainlift.lift.live.job import StreamJob
 from chainlift.lift.live.layers import refer
-from chainlift.lift.live.naming import open_options
-from chainlift.lift.live.pivot import LOCKLESS
 from chainlift.lift.live.steps import Timings
+from chainlift.lift.neighbours.images import opened_without_header
+from chainlift.lift.neighbours.neighbourhood import Neighbourhood
 from chainlift.lift.prepare import prepare_index
-from chainlift.lift.record.source import find_source
-from chainlift.lift.target import Target, backing_target
+from chainlift.lift.record.image_state import read_image_state
+from chainlift.lift.target import Target, backing_target, open_options
 from chainlift.lift.tidy import Tidied, remove_leftovers, remove_lifts
 from chainlift.lift.verbs import GENTLE_COPY_BYTES
 
@@ -32,11 +34,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from chainlift.lift.live.session import LiveSession
-    from chainlift.lift.record.source import Source
+    from chainlift.lift.record.image_state import ImageState
     from chainlift.qemu.binary import Qemu
-
-#: ``bdrv_co_do_copy_on_readv()`` knows subclusters from here on; 7.2 dies of ``Assertion `skip_bytes < pnum' failed``.
-_COPIES_SUBCLUSTERS: Final = (8, 1, 0)
 
 
 @dataclass(frozen=True)
@@ -74,29 +73,32 @@ def stream_live(
     :param progress: called with the bytes that QEMU says are done, and all of them.
     :raise InputError: if the disk must not be switched, or what the job copies does not fit beside the image.
     :raise QemuError: if a step or the job failed; the disk is where it was.
+    :raise KeyboardInterrupt: if one came before the job was done; the job is cancelled, and the disk is where it was.
     :raise UnknownStateError: if it could not be put back there.
     """
     began = time.monotonic()
     session.check_stream()
     refuse_other_chain(session)
+    _refuse_if_opened_without_header(session.image)
     remove_leftovers(session.image)  # of a run that was killed at its very end
     disk = RunningDisk(session, qemu)
-    source = find_source(session.image, disk.standing()[0].pointer)
+    state = read_image_state(session.image, disk.standing()[0].pointer)
     needed_bytes = _require_room(session)
-    if source.lift is not None:
+    if state.lift is not None:
         try:
-            done, job_s = _stream(session, rate_bytes_per_s, progress)
+            with interrupts.put_off():
+                done, job_s = _stream(session, rate_bytes_per_s, progress)
         except QemuError as error:
             _require_answer(session, error)
             raise
         _tidy(session)
         remove_leftovers(session.image)  # where it was the index of a stream that was killed
-        files = [file for file in (source.lift.file, *map(Path, source.lift.manifest.supersedes)) if file.exists()]
+        files = [file for file in (state.lift.file, *map(Path, state.lift.manifest.supersedes)) if file.exists()]
         tidied = remove_lifts(files, image=session.image) if clean else Tidied(kept=dict.fromkeys(files, ""))
         return StreamResult(done, job_s, time.monotonic() - began, Timings(), tidied)
     prepare = prepare_index(
         session.image,
-        current=source.current,
+        current=state.current,
         drop_bitmaps=drop_bitmaps,
         copy_budget_bytes=GENTLE_COPY_BYTES,
         most_extents=disk.most_extents,
@@ -111,18 +113,19 @@ def stream_live(
             # What the index has copied lies there as long as the job runs.
             if needed_bytes:
                 require_room(_directory(session.image), needed_bytes)
-            pivot.run(target, persist=False, release=False)
-            # The layers can be closed while the job runs, but for a QEMU whose nodes have locks of their own.
-            releasing = pivot.releasing()
-            next(releasing, None)
-            if session.version < LOCKLESS:
-                deque(releasing, maxlen=0)
-            try:
-                done, job_s = _stream(session, rate_bytes_per_s, progress, releasing)
-            except QemuError as error:
-                _go_back(session, source, releasing, error)
-                raise
-            _tidy(session)
+            with interrupts.put_off():
+                pivot.run(target, persist=False, release=False)
+                # The layers can be closed while the job runs, but for a QEMU whose nodes have locks of their own.
+                releasing = pivot.releasing()
+                try:
+                    next(releasing, None)
+                    if not facts.LOCKLESS.holds(session.version):
+                        deque(releasing, maxlen=0)
+                    done, job_s = _stream(session, rate_bytes_per_s, progress, releasing)
+                except (QemuError, KeyboardInterrupt) as error:
+                    _go_back(session, state, releasing, error)
+                    raise
+                _tidy(session)
         finally:
             # The header never named the index: nobody needs its files but a QEMU that may still have them open.
             if not has_switched(session, [prepared.change]):
@@ -130,11 +133,29 @@ def stream_live(
     return StreamResult(done, job_s, time.monotonic() - began, pivot.timings)
 
 
+def _refuse_if_opened_without_header(image: Path) -> None:
+    """Refuse where somebody would read what QEMU's job copies into the image, and not what the image reads.
+
+    A directory that cannot be searched is no reason to refuse: hardly anybody opens an image so.
+    """
+    try:
+        others = opened_without_header(image, Neighbourhood(image).files)
+    except (InputError, OSError):
+        return
+    if others:
+        raise InputError(
+            f"is opened without its own backing file by {others[0]} (the json: name in that image's header), which "
+            "would read other bytes once more is copied into this one",
+            path=image,
+            hint="let that image stand on a copy (qemu-img convert), or see chainlift index",
+        )
+
+
 def _require_room(session: LiveSession) -> int:
     """Refuse where QEMU would run out of room, which its guest would notice; return how many bytes it may need."""
     with open_chain(session.image) as chain:
         active = chain.layers[0].image
-        if active is not None and active.header.extended_l2 and session.version < _COPIES_SUBCLUSTERS:
+        if active is not None and active.header.extended_l2 and facts.READ_SUBCLUSTERS.holds(session.version):
             raise InputError(
                 f"QEMU {'.'.join(map(str, session.version))} dies of block-stream into an image with subclusters "
                 "(extended_l2)",
@@ -152,7 +173,7 @@ def _directory(image: Path) -> Path:
     return Path(os.path.realpath(image)).parent
 
 
-def _go_back(session: LiveSession, source: Source, releasing: Iterator[None], cause: QemuError) -> None:
+def _go_back(session: LiveSession, state: ImageState, releasing: Iterator[None], cause: BaseException) -> None:
     """Put the disk back on the chain that its header has named all the while.
 
     :raise UnknownStateError: if that does not work.
@@ -160,7 +181,13 @@ def _go_back(session: LiveSession, source: Source, releasing: Iterator[None], ca
     try:
         deque(releasing, maxlen=0)
         session.refresh()
-        target = Target(source.current.name, open_options(refer(session.image, source.current)))
+        # An interrupt ends the closing of the old chain in the middle: it is opened again, or closed to its end.
+        session.pivot().recover()
+        session.refresh()
+        nodes = session.graph.backing_chain(session.disk.node)
+        if len(nodes) > 1 and not session.graph.is_index(nodes[1]):
+            return
+        target = Target(state.current.name, open_options(refer(session.image, state.current)))
         # Not written again: QEMU would then take the name for another one, see chainlift.lift.live.naming.
         session.pivot().run(target, persist=False)
     except (ChainliftError, OSError) as error:

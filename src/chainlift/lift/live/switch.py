@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from chainlift.chain.names import parse_name
 from chainlift.errors import ChainliftError, ImageError, InputError
+from chainlift.host.filesystem import is_same_file
 from chainlift.lift.disk import Standing
-from chainlift.lift.live.graph import is_same_file
+from chainlift.lift.live.exchange import Rename
 from chainlift.lift.live.layers import layers_under, leads_to, refer, standing
-from chainlift.lift.live.naming import layer_format, open_options, qemu_name
-from chainlift.lift.live.pivot import Rename
+from chainlift.lift.live.naming import qemu_name
 from chainlift.lift.record.pointer import read_pointer
-from chainlift.lift.target import Target
+from chainlift.lift.target import Target, layer_format, open_options
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -72,6 +72,9 @@ def switch_live(
 def plan_switch(session: LiveSession, changes: Sequence[Change], *, persist: bool = True) -> SwitchPlan:
     """Return what has to be done.
 
+    :param session: of the disk.
+    :param changes: what is to be switched, anywhere in its chain.
+    :param persist: write the active layer's new name into its header, too.
     :raise InputError: if a change does not fit to the chain that QEMU has.
     """
     found = standing(session.graph, session.disk.node, session.image)

@@ -18,8 +18,8 @@ from chainlift.lift.record.mark import Mark, read_mark
 
 if TYPE_CHECKING:
     from chainlift.lift.live.graph import BlockGraph
-    from chainlift.lift.live.peer import Peer
     from chainlift.lift.live.qmp import Qmp
+    from chainlift.lift.live.seen_process import SeenProcess
 
 _NO_UUID = "00000000-0000-0000-0000-000000000000"
 
@@ -34,7 +34,7 @@ class Vm:
     identity: str | None
 
 
-def ask_vm(monitor: Qmp, peer: Peer) -> Vm:
+def ask_vm(monitor: Qmp, process: SeenProcess) -> Vm:
     """Ask a QEMU which VM it is.
 
     :raise QemuCrashed: if it ends.
@@ -43,7 +43,7 @@ def ask_vm(monitor: Qmp, peer: Peer) -> Vm:
     uuid = _ask(monitor, "query-uuid").get("UUID") or _NO_UUID
     if uuid != _NO_UUID:
         return Vm(name, f"uuid {uuid}")
-    return Vm(name, f"name {name}" if name is not None else _process(peer))
+    return Vm(name, f"name {name}" if name is not None else _process_key(process))
 
 
 def nearest_mark(graph: BlockGraph, node: str, vm: Vm, directory: Path) -> tuple[Mark, int] | None:
@@ -71,10 +71,10 @@ def _ask(monitor: Qmp, command: str) -> dict[str, Any]:
     return answer
 
 
-def _process(peer: Peer) -> str | None:
+def _process_key(process: SeenProcess) -> str | None:
     with suppress(OSError, IndexError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         # The name in parentheses may have anything in it; the start's time is the 22nd field (proc(5)).
-        fields = Path(f"/proc/{peer.pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
-        return f"process {peer.pid} {fields[19]} {boot}"
+        fields = Path(f"/proc/{process.pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        return f"process {process.pid} {fields[19]} {boot}"
     return None

@@ -7,21 +7,19 @@ small without one of them.
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from chainlift.chain import open_chain
-from chainlift.chain.names import parse_name
 from chainlift.errors import ImageError, QemuError
 from chainlift.host.process import last_lines
+from chainlift.host.scratch import ScratchDirectory
 from chainlift.qcow2.bitmaps import Bitmap, count_set_bits, list_bitmaps, read_bits
 from chainlift.qcow2.file import ImageFile
 from chainlift.qcow2.image import Image, read_header
-from chainlift.qcow2.layout import QCOW_MAGIC, CryptMethod, Incompatible
+from chainlift.qcow2.layout import QCOW_MAGIC
 from chainlift.qcow2.snapshots import InternalSnapshot, list_snapshots
 from chainlift.qemu.monitor import Monitor
 from chainlift.qemu.process import QemuProcess
@@ -33,7 +31,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from chainlift.chain import Layer
-    from chainlift.lift.record.manifest import Pointer
     from chainlift.qemu.binary import Qemu
 
 
@@ -57,12 +54,6 @@ class Carried:
     bitmaps: tuple[Bitmap, ...] = ()
     #: Set bits of each bitmap, by its name; a bitmap in use has none that count, and is left out.
     set_bits: dict[str, int] = field(default_factory=dict)
-    #: Name of the external data file, as it stands in the header.
-    data_file: str | None = None
-    is_dirty: bool = False
-    is_corrupt: bool = False
-    #: How its content is encrypted: ``AES``, ``LUKS``.
-    encryption: str | None = None
     #: Bytes of the disk; 0 for a file that is no qcow2 image.
     virtual_size: int = 0
 
@@ -99,41 +90,13 @@ def carried_by(image: Image) -> Carried:
 
     :raise ImageError: if its snapshot table or a bitmap is malformed.
     """
-    header = image.header
     bitmaps = tuple(list_bitmaps(image))
-    method = header.crypt_method
     return Carried(
         snapshots=tuple(list_snapshots(image)),
         bitmaps=bitmaps,
         set_bits={bitmap.name: count_set_bits(image, bitmap) for bitmap in bitmaps if not bitmap.in_use},
-        data_file=header.data_file.decode("utf-8", "surrogateescape") if header.data_file else None,
-        is_dirty=Incompatible.DIRTY in header.incompatible_features,
-        is_corrupt=Incompatible.CORRUPT in header.incompatible_features,
-        encryption=None if method is CryptMethod.NONE else method.name,
-        virtual_size=header.virtual_size,
+        virtual_size=image.header.virtual_size,
     )
-
-
-def refuse_bitmaps(image: Path, pointer: Pointer | None) -> None:
-    """Refuse a chain with persistent bitmaps under an image: below an index nobody finds them.
-
-    :param pointer: what the image stands on.
-    :raise ImageError: naming the first layer with a bitmap.
-    """
-    if pointer is None:
-        return
-    name = pointer.name
-    if not name.startswith("json:"):
-        name = parse_name(name, named_in=str(image)).path
-    with open_chain(name, format=pointer.format) as chain:
-        for layer in chain.layers:
-            bitmaps = list_bitmaps(layer.image) if layer.image is not None else []
-            if bitmaps:
-                raise ImageError(
-                    f"has the persistent bitmap {bitmaps[0].name!r}, which a backup cannot reach below an index",
-                    path=layer.path,
-                    hint="squash carries bitmaps over; --drop-bitmaps goes on without: make a full backup then",
-                )
 
 
 def has_bitmaps(layer: Layer) -> bool:
@@ -187,13 +150,13 @@ def _merge(qemu: Qemu, merged: Mapping[str, Sequence[_Part]], target: Path) -> N
     # A bitmap without bits adds none, and most are without: each snapshot gives every checkpoint's to the new layer.
     sources = list(dict.fromkeys(part.path for parts in merged.values() for part in parts if part.set_bits))
     nodes = {path: f"layer{number}" for number, path in enumerate(sources)}
-    with tempfile.TemporaryDirectory(prefix="chainlift-") as place:
-        qmp = Path(place, "qmp")
+    with ScratchDirectory() as place:
+        qmp = place / "qmp"
         argv = qemu.command(
             "storage-daemon",
             *("--chardev", f"socket,id=qmp,path={qmp},server=on,wait=off", "--monitor", "chardev=qmp"),
         )
-        with QemuProcess(argv, environment=qemu.environment) as process:
+        with QemuProcess(argv, environment=qemu.environment, remove=place) as process:
             with Monitor.connect(qmp, process) as monitor:
                 monitor.execute("blockdev-add", _alone(target, "target", read_only=False))
                 for path, node in nodes.items():

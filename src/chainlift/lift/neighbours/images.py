@@ -16,7 +16,7 @@ from collections import defaultdict
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn
 
 from chainlift.chain.linear import ExtentsFile
 from chainlift.chain.names import Reference, parse_name
@@ -27,7 +27,7 @@ from chainlift.qcow2.image import read_header
 from chainlift.qcow2.layout import HEADER_V2_LENGTH, QCOW_MAGIC
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from chainlift.qcow2.header import Header
 
@@ -36,7 +36,14 @@ Kind = Literal["backing file", "extent", "data file", "symbolic link", "hard lin
 _MAGIC: Final = QCOW_MAGIC.to_bytes(4, "big")
 #: What our own files are called while they are written: leftovers of killed runs stand on nothing.
 NEW_SUFFIX: Final = ".new"
-_LEFTOVER: Final = re.compile(r"(?:index|squash)-\d+\.(?:table|vmdk|qcow2)" + re.escape(NEW_SUFFIX))
+#: What a layer is called while ``prune`` writes it anew, and the old one until nobody may have to go back to it.
+PRUNE_SUFFIX: Final = ".prune"
+OLD_SUFFIX: Final = ".old"
+_LEFTOVER: Final = re.compile(
+    rf"(?:index|squash)-\d+\.(?:table|vmdk|qcow2){re.escape(NEW_SUFFIX)}"
+    rf"|.*{re.escape(PRUNE_SUFFIX)}(?:{re.escape(NEW_SUFFIX)}|{re.escape(OLD_SUFFIX)})",
+    re.DOTALL,
+)
 _RECORD: Final = re.compile(r"(?:manifest|index-\d+|squash-\d+)\.json")
 _MAX_RECORD_BYTES: Final = 64 << 20
 
@@ -77,7 +84,7 @@ class Search:
         self._names: dict[Identity, list[str]] = defaultdict(list)
         self._links: dict[Identity, list[str]] = defaultdict(list)
         links: list[str] = []
-        for path, status in self._walk():
+        for path, status in walk(self.directories, _refuse_directory):
             self.files += 1
             if stat.S_ISLNK(status.st_mode):
                 links.append(path)
@@ -112,32 +119,6 @@ class Search:
         real = Path(os.path.realpath(path))
         return any(real.is_relative_to(directory) for directory in self.directories)
 
-    def _walk(self) -> Iterator[tuple[str, os.stat_result]]:
-        seen = set()
-        for top in self.directories:
-            stack = [top]
-            while stack:
-                directory = stack.pop()
-                try:
-                    status = os.stat(directory)  # noqa: PTH116
-                    if (status.st_dev, status.st_ino) in seen:
-                        continue
-                    seen.add((status.st_dev, status.st_ino))
-                    with os.scandir(directory) as content:
-                        entries = sorted(content, key=lambda entry: entry.name)
-                except FileNotFoundError as error:
-                    if directory != top:  # it went meanwhile
-                        continue
-                    raise _cannot_search(directory, error) from error
-                except OSError as error:
-                    raise _cannot_search(directory, error) from error
-                for entry in entries:
-                    with suppress(FileNotFoundError):
-                        if entry.is_dir(follow_symlinks=False):
-                            stack.append(entry.path)
-                        elif not _LEFTOVER.fullmatch(entry.name):
-                            yield entry.path, entry.stat(follow_symlinks=False)
-
     def _look_at(self, path: str, status: os.stat_result, *, is_link: bool = False) -> None:
         identity = identity_of(status)
         if stat.S_ISREG(status.st_mode):
@@ -160,6 +141,37 @@ class Search:
                 named = identity_of(os.stat(name))  # noqa: PTH116
                 if named != user:
                     self._users[named].setdefault((user, kind), User(Path(path), kind))
+
+
+def walk(
+    directories: Iterable[str], cannot_search: Callable[[str, OSError], None]
+) -> Iterator[tuple[str, os.stat_result]]:
+    """Yield every file, link and device below some directories, each directory once, but leftovers of killed runs.
+
+    :param cannot_search: called for a directory that cannot be searched; what is below it is left out if it returns.
+    """
+    seen = set()
+    for top in directories:
+        stack = [top]
+        while stack:
+            directory = stack.pop()
+            try:
+                status = os.stat(directory)  # noqa: PTH116
+                if (status.st_dev, status.st_ino) in seen:
+                    continue
+                seen.add((status.st_dev, status.st_ino))
+                with os.scandir(directory) as content:
+                    entries = sorted(content, key=lambda entry: entry.name)
+            except OSError as error:
+                if not isinstance(error, FileNotFoundError) or directory == top:  # else it went meanwhile
+                    cannot_search(directory, error)
+                continue
+            for entry in entries:
+                with suppress(FileNotFoundError):
+                    if entry.is_dir(follow_symlinks=False):
+                        stack.append(entry.path)
+                    elif not _LEFTOVER.fullmatch(entry.name):
+                        yield entry.path, entry.stat(follow_symlinks=False)
 
 
 def find_users(targets: Iterable[Path], search: Iterable[Path]) -> dict[Path, list[Path]]:
@@ -190,8 +202,36 @@ def named_by(image: Path) -> list[Path]:
     return [path for path in dict.fromkeys(named) if path.exists()]
 
 
-def _cannot_search(directory: str, error: OSError) -> InputError:
-    return InputError(f"cannot be searched for images: {error.strerror}", path=directory)
+def opened_without_header(path: Path, search: Search) -> list[Path]:
+    """Return the images that stand on a file but not on what its header names.
+
+    Such an image has a ``json:`` name with a backing file of its own, or with none: it reads what the file itself has,
+    and other bytes once more is written into the file, even where the file reads the same.
+    """
+    named = [user.path for user in search.users_of(path) if user.kind == "backing file"]
+    return [image for image in dict.fromkeys(named) if _leaves_header_out(image, path)]
+
+
+def _leaves_header_out(image: Path, path: Path) -> bool:
+    header = _header_of(str(image), image.stat())
+    if header is None or not header.backing_file:
+        return False
+    try:
+        reference: Reference | None = parse_name(os.fsdecode(header.backing_file), named_in=str(image))
+    except InputError:
+        return False
+    while reference is not None:
+        if not reference.follows_header:
+            for place in _places(reference.path, str(image)):
+                with suppress(OSError):
+                    if path.samefile(place):
+                        return True
+        reference = reference.backing
+    return False
+
+
+def _refuse_directory(directory: str, error: OSError) -> NoReturn:
+    raise InputError(f"cannot be searched for images: {error.strerror}", path=directory) from error
 
 
 def _header_of(path: str, status: os.stat_result) -> Header | None:

@@ -12,16 +12,16 @@ import fcntl
 import os
 import struct
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final
 
 from chainlift.errors import ImageError
-from chainlift.host.limits import many_open_files
-from chainlift.lift.neighbours.processes import OpenFiles, describe_holders
+from chainlift.host.closing import Closing
+from chainlift.host.process_limits import many_open_files
+from chainlift.lift.neighbours.processes import OpenFiles, describe_holders, own_locks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
-    from types import TracebackType
 
 _PERM_BASE: Final = 100  # RAW_LOCK_PERM_BASE
 _SHARED_BASE: Final = 200  # RAW_LOCK_SHARED_BASE
@@ -59,16 +59,18 @@ def refuse_if_open(path: Path, open_files: OpenFiles | None = None) -> None:
         )
 
 
-class LayerLocks:
+class LayerLocks(Closing):
     """Holds read locks on layers: nobody's QEMU may write to one, or change its size, until they are released.
 
     The locks are QEMU's own, so a QEMU that only reads (a VM with these layers as backing files) is not disturbed.
 
     :param paths: the layers, by any name.
-    :raise ImageError: if one of them is open for writing.
+    :param hint: what to do about one that is open for writing.
+    :raise ImageError: if one of them is.
     """
 
-    def __init__(self, paths: Mapping[str, Path]) -> None:
+    def __init__(self, paths: Mapping[str, Path], *, hint: str = "a lift needs layers that nobody writes to") -> None:
+        self._hint = hint
         self._files: list[_LockedFile] = []
         #: An open file descriptor for each, for reading, by its name.
         self.descriptors: dict[str, int] = {}
@@ -79,7 +81,7 @@ class LayerLocks:
             for name, path in paths.items():
                 self._add(name, path)
         except BaseException:
-            self.release()
+            self.close()
             raise
 
     def _add(self, name: str, path: Path) -> None:
@@ -91,36 +93,32 @@ class LayerLocks:
         # Ours are there; now whoever writes, or does not share reading, is seen, and whoever comes later sees us.
         for byte in (_PERM_BASE + _WRITE, _PERM_BASE + _RESIZE, _SHARED_BASE + _CONSISTENT_READ):
             if _is_locked(file, byte, 1):
-                raise ImageError(
-                    f"is open for writing in {_who(path)}", path=path, hint="a lift needs layers that nobody writes to"
-                )
+                raise ImageError(f"is open for writing in {_who(path)}", path=path, hint=self._hint)
 
-    def release(self) -> None:
+    def close(self) -> None:
         """Let go of every layer."""
         while self._files:
             self._files.pop().close()
         self._limits.close()
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.release()
-
-
-class _LockedFile:
+class _LockedFile(Closing):
     """A file opened for its locks."""
 
     def __init__(self, path: Path) -> None:
         # A FIFO with the name of an image must not make us wait for its other end.
         self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
 
+        status = os.fstat(self.fd)
+        self._file = os.major(status.st_dev), os.minor(status.st_dev), status.st_ino
+        self._locks = 0
+
     def lock(self, byte: int) -> None:
         """Take a shared lock on one byte; a file system without them has none to respect either."""
         try:
             fcntl.fcntl(self.fd, fcntl.F_OFD_SETLK, struct.pack(_FLOCK, fcntl.F_RDLCK, os.SEEK_SET, byte, 1, 0))
+            own_locks[self._file] += 1
+            self._locks += 1
         except OSError as error:
             if error.errno not in (errno.EINVAL, errno.ENOLCK, errno.EOPNOTSUPP, errno.EAGAIN, errno.EACCES):
                 raise
@@ -128,14 +126,8 @@ class _LockedFile:
     def close(self) -> None:
         """Close it, which releases the locks."""
         os.close(self.fd)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+        own_locks[self._file] -= self._locks
+        self._locks = 0
 
 
 def _open(path: Path) -> _LockedFile:

@@ -11,14 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chainlift.errors import ChainliftError
+from chainlift.lift.neighbours.ask_libvirt import read_definitions
 from chainlift.lift.neighbours.carried import read_carried
+from chainlift.lift.neighbours.definitions import Definitions
 from chainlift.lift.neighbours.images import Search, named_by
-from chainlift.lift.neighbours.libvirt import Definitions
 from chainlift.lift.neighbours.locks import refuse_if_open
 from chainlift.lift.neighbours.processes import Identity, OpenFiles, describe_holders, identity_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
+
+    from chainlift.lift.neighbours.definitions import Naming
 
 
 class Neighbourhood:
@@ -28,6 +31,8 @@ class Neighbourhood:
     :param search: more directories.
     :param libvirt: whether libvirt is asked.
     :param our_processes: processes that we started ourselves: their open files do not count.
+    :param our_disk: a domain's UUID and a target (``vda``): what libvirt's definitions say of the layers below that
+        disk's images does not count, for they are to follow the headers.
     """
 
     def __init__(
@@ -37,10 +42,12 @@ class Neighbourhood:
         search: Iterable[Path] = (),
         libvirt: bool = True,
         our_processes: Collection[int] = (),
+        our_disk: tuple[str, str] | None = None,
     ) -> None:
         self._directories = [image.absolute().parent, Path(os.path.realpath(image)).parent, *search]
         self._asks_libvirt = libvirt
         self._our_processes = our_processes
+        self._our_disk = our_disk
 
     @cached_property
     def files(self) -> Search:
@@ -53,16 +60,12 @@ class Neighbourhood:
     @cached_property
     def definitions(self) -> Definitions:
         """What libvirt's definitions name."""
-        return Definitions.read() if self._asks_libvirt else Definitions()
+        return read_definitions() if self._asks_libvirt else Definitions()
 
     @cached_property
     def open_files(self) -> OpenFiles:
         """What processes have open."""
         return OpenFiles.look(ours=self._our_processes)
-
-    def look_again(self) -> None:
-        """Forget what was open: before a deletion that was planned a while ago."""
-        self.__dict__.pop("open_files", None)
 
     def covers(self, path: Path) -> bool:
         """Whether a file lies in one of the directories that are searched."""
@@ -75,7 +78,7 @@ class Neighbourhood:
         """
         refuse_if_open(path, self.open_files)
 
-    def why_keep(self, path: Path, *, ours: Collection[Path] = ()) -> str | None:
+    def why_keep(self, path: Path, *, ours: Collection[Path] | Ours = ()) -> str | None:
         """Say why a file must not be deleted, as a phrase; None where nobody is known who needs it.
 
         :param ours: images and records of lifts that do not count: they are deleted too, or do not name the file any
@@ -92,14 +95,15 @@ class Neighbourhood:
             return "it is a block device"
         if holders := self.open_files.holders(path):
             return f"{describe_holders(holders)} has it open"
-        known = _Ours(ours)
+        known = ours if isinstance(ours, Ours) else Ours(ours)
         for user in self.files.users_of(path):
             if user.path not in known or user.kind in ("hard link", "symbolic link"):
                 return str(user)
         if status.st_nlink > 1:
             return "it has another name (a hard link) where nothing was searched"
-        if namings := self.definitions.namings(path):
-            first = namings[0]
+        if namings := [naming for naming in self.definitions.namings(path) if not self._follows_headers(naming)]:
+            # Of a snapshot's disks, the one for which the file was made: that is the snapshot to forget.
+            first = min(namings, key=lambda naming: bool(naming.part and naming.target))
             return f"{first} names it" if first.part else f"domain {first.domain} names it in {first.element}"
         if self.definitions.problem is not None:
             return f"a libvirt domain may name it: {self.definitions.problem}"
@@ -111,6 +115,9 @@ class Neighbourhood:
             kept = "it lies outside the directories that were searched"
         return kept
 
+    def _follows_headers(self, naming: Naming) -> bool:
+        return naming.element == "<backingStore>" and (naming.uuid, naming.target) == self._our_disk
+
     def sort_out(self, files: Sequence[Path], *, ours: Collection[Path] = ()) -> dict[Path, str]:
         """Say which of some files must stay if the others are deleted, and why: what a file that stays names stays too.
 
@@ -118,7 +125,8 @@ class Neighbourhood:
         :param ours: as for :meth:`why_keep`, besides the files themselves.
         :return: the files that stay, each with a phrase.
         """
-        kept = {path: why for path in files if (why := self.why_keep(path, ours=[*ours, *files])) is not None}
+        known = Ours([*ours, *files])
+        kept = {path: why for path in files if (why := self.why_keep(path, ours=known)) is not None}
         left, seen = list(kept), set(kept)
         while left:
             above = left.pop()
@@ -127,7 +135,7 @@ class Neighbourhood:
             except (ChainliftError, OSError):
                 # Nobody knows what it stands on: nothing of the rest may go.
                 return {**dict.fromkeys(files, f"{above} is kept, and may stand on it"), **kept}
-            below = _Ours(named)
+            below = Ours(named)
             for path in files:
                 if path not in kept and path in below:
                     kept[path] = f"{above} stands on it and is kept"
@@ -156,7 +164,7 @@ class Neighbourhood:
         return "searched " + ", ".join(parts) + nobody
 
 
-class _Ours:
+class Ours:
     """Files, each known under all of its names."""
 
     def __init__(self, paths: Iterable[Path]) -> None:

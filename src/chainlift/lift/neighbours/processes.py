@@ -15,11 +15,13 @@ import fcntl
 import os
 import stat
 import struct
-from collections import defaultdict
+from collections import Counter, defaultdict
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+
+from chainlift.host.process import program_name
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -33,6 +35,10 @@ _LOOP_INFO64: Final = struct.Struct("=QQ216x")  # struct loop_info64 (linux/loop
 _LOCKED: Final = range(100, 264)
 #: PROC_PID_INIT_INO of the kernel: the inode of the host's own process namespace.
 _HOST_NAMESPACE: Final = 0xEFFFFFFC
+
+
+#: How many such locks we hold, by major and minor number of the device and the inode.
+own_locks: Counter[tuple[int, int, int]] = Counter()
 
 
 @dataclass(frozen=True)
@@ -92,6 +98,10 @@ class OpenFiles:
             status = path.stat()
         except OSError:
             return []
+        return self.holders_of(status)
+
+    def holders_of(self, status: os.stat_result) -> list[Holder]:
+        """Return who has the file open of which this is known, writers first."""
         found: dict[tuple[int | None, str], Holder] = {}
         for holder in self._holders.get(identity_of(status), []):
             known = found.get((holder.pid, holder.name))
@@ -142,13 +152,7 @@ def _name_of(process: str) -> str:
     try:
         name = Path(process, "comm").read_bytes().decode(errors="replace").strip()
         if name.startswith("ld-"):
-            # A program started through its own loader bears the loader's name; its own is the first word that is no
-            # option of the loader (ld.so(8)) and no option's value.
-            words = Path(process, "cmdline").read_bytes().decode(errors="replace").split("\0")[1:]
-            while words and words[0].startswith("--"):
-                takes_value = words[0] in ("--library-path", "--preload", "--audit", "--argv0", "--inhibit-rpath")
-                words = words[2 if takes_value else 1 :]
-            name = os.path.basename(words[0]) if words and words[0] else name  # noqa: PTH119
+            name = program_name(Path(process, "cmdline").read_bytes().decode(errors="replace").split("\0")) or name
     except OSError:
         return "a process"
     return name or "a process"
@@ -180,13 +184,18 @@ def _loop_devices() -> Iterator[tuple[Identity, Holder]]:
 
 
 def _qemu_locks() -> Iterator[tuple[int, int, int]]:
-    """Yield the files with open-file-description locks on bytes that QEMU locks (proc(5), ``/proc/locks``)."""
+    """Yield the files with more open-file-description locks on bytes that QEMU locks than we hold ourselves.
+
+    ``/proc/locks`` (proc(5)) has a line for each lock, and does not say whose one of this kind is.
+    """
+    found: Counter[tuple[int, int, int]] = Counter()
     with suppress(OSError):
         for line in Path("/proc/locks").read_text().splitlines():
             fields = line.split()
             if len(fields) == 8 and fields[1] == "OFDLCK" and fields[6].isdecimal() and int(fields[6]) in _LOCKED:
                 major, minor, inode = fields[5].split(":")
-                yield int(major, 16), int(minor, 16), int(inode)
+                found[int(major, 16), int(minor, 16), int(inode)] += 1
+    yield from (file for file, count in found.items() if count > own_locks[file])
 
 
 def _in_container() -> bool:

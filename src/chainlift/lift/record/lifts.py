@@ -25,6 +25,7 @@ class Lift:
 
     #: What the pointer leads to: the descriptor of an index, or a squash.
     file: Path
+    #: What it says of itself.
     manifest: Manifest
     #: Where the record is.
     record: Path
@@ -37,9 +38,32 @@ class Lift:
         return Pointer(name=name, format="qcow2")
 
     @property
+    def is_as_built(self) -> bool:
+        """Whether it is what was built: QEMU and libvirt may merge into a squash, as into any layer.
+
+        Nobody can write to an index; a copy may have another time.
+        """
+        if self.manifest.kind != "squash" or not self.manifest.files:
+            return True
+        built = self.manifest.files[-1]
+        try:
+            now = self.file.stat()
+        except OSError:
+            return True  # whoever opens it says so
+        return (now.st_size, now.st_mtime_ns) == (built.size_bytes, built.mtime_ns)
+
+    @property
+    def was_written_to(self) -> bool:
+        """Whether somebody has written to this very file: the layers that it was made of do not have that."""
+        return not self.is_as_built and is_file(self.file, self.manifest.files[-1])
+
+    @property
     def can_be_undone(self) -> bool:
-        """Whether there is a way back; where its layers were deleted, a squash is a layer like any other."""
-        return not self.manifest.deleted
+        """Whether there is a way back.
+
+        Where its layers were deleted, or it was written to, a squash is a layer like any other.
+        """
+        return not self.manifest.deleted and not self.was_written_to
 
 
 def lift_directory(image: Path) -> Path:
@@ -147,6 +171,11 @@ def _record_of(file: Path) -> tuple[Path, Manifest] | None:
         if any(Path(known.path).name == file.name for known in manifest.files):
             return path, manifest
     return None
+
+
+def is_lift_file(path: str) -> bool:
+    """Whether a file has the name and the place that a lift's have: a hint for people, by which nothing is decided."""
+    return _looks_like_ours(Path(path))
 
 
 def _looks_like_ours(file: Path) -> bool:

@@ -58,7 +58,9 @@ class Pointer:
     """A backing file name as it stands in a header."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _CONFIG
+    #: The name, which may be a ``json:`` one.
     name: str
+    #: The format; None where the header says none.
     format: str | None
 
 
@@ -94,8 +96,11 @@ class Manifest:
     """One lift."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _CONFIG
+    #: Which lift it is.
     kind: Literal["index", "squash"]
+    #: The version that made it.
     chainlift: str
+    #: When, ISO 8601, UTC.
     created_at: str
     #: The image that was lifted, absolute, as it was called then: for people; nothing is decided by it.
     image: str
@@ -107,13 +112,17 @@ class Manifest:
     layers: list[Layer]
     #: Files of the lift itself.
     files: list[FileIdentity]
+    #: Of the disk.
     virtual_size_bytes: int
+    #: Of the lift's own tables.
     cluster_size_bytes: int
+    #: What was copied for it.
     copied_bytes: int
     #: Layers under a squash, which it has as its own backing chain.
     below: list[Layer] = field(default_factory=list)
     #: Whether the layers that a squash replaces were deleted.
     deleted: bool = False
+    #: Files that an index points into, its own included; 0 for a squash.
     extents: int = 0
     #: Shared with the layers by the file system.
     cloned_bytes: int = 0

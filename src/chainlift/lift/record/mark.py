@@ -17,10 +17,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from chainlift.host.durable import write_atomically
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_ATTRIBUTE: Final = "user.chainlift.mark"
+#: The extended attribute of a marked file.
+ATTRIBUTE: Final = "user.chainlift.mark"
 _DEFAULT: Final = Path("/var/lib/chainlift")
 _FILE: Final = "marks.json"
 
@@ -53,7 +56,7 @@ def read_mark(image: Path, directory: Path) -> Mark | None:
     try:
         status = image.stat()
         try:
-            data = json.loads(os.getxattr(image, _ATTRIBUTE))
+            data = json.loads(os.getxattr(image, ATTRIBUTE))
         except OSError:
             data = _read_file(directory / _FILE).get(_key(image, status))
         if data is None or data["inode"] != _inode(status):
@@ -74,11 +77,11 @@ def write_mark(image: Path, mark: Mark | None, directory: Path) -> None:
     data = None if mark is None else {**asdict(mark), "inode": _inode(status)}
     try:
         if data is None:
-            os.removexattr(image, _ATTRIBUTE)
+            os.removexattr(image, ATTRIBUTE)
             if not (directory / _FILE).exists():
                 return
         else:
-            os.setxattr(image, _ATTRIBUTE, json.dumps(data).encode())
+            os.setxattr(image, ATTRIBUTE, json.dumps(data).encode())
             return
     except OSError:
         # None there, no room for one, or no such thing as attributes.
@@ -89,7 +92,7 @@ def write_mark(image: Path, mark: Mark | None, directory: Path) -> None:
         marks.pop(_key(image, status), None)
         if data is not None:
             marks[_key(image, status)] = data
-        replace_file(directory / _FILE, json.dumps(marks, indent=1) + "\n")
+        write_atomically(directory / _FILE, json.dumps(marks, indent=1) + "\n")
 
 
 @contextmanager
@@ -104,35 +107,6 @@ def locked(directory: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def replace_file(path: Path, text: str, *, sync: bool = True) -> None:
-    """Write a file so that whoever reads it reads all of the old or all of the new one.
-
-    :param sync: also after a power failure.
-    :raise OSError: if it cannot be written; nothing is left.
-    """
-    temporary = path.with_name(path.name + ".new")
-    try:
-        with temporary.open("w", encoding="utf-8", errors="surrogateescape") as file:
-            file.write(text)
-            file.flush()
-            if sync:
-                os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError:
-        if not temporary.is_dir():
-            temporary.unlink(missing_ok=True)
-        raise
-
-
-def require_schema(data: Any, schema: int) -> None:  # noqa: ANN401 - whatever was read
-    """Refuse data of another schema.
-
-    :raise ValueError: saying which it is.
-    """
-    if data["schema"] != schema:
-        raise ValueError(f"its schema is {data['schema']!r}")
 
 
 def _read_file(path: Path) -> dict[str, Any]:

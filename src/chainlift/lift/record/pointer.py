@@ -39,8 +39,23 @@ def read_pointer(path: Path) -> tuple[Header, Pointer | None]:
     return header, Pointer(name=os.fsdecode(header.backing_file), format=header.backing_format)
 
 
+def named_in(image: Path) -> str | None:
+    """Return the backing file name that stands in an image's header now.
+
+    :raise ImageError: if it is no qcow2 image.
+    """
+    pointer = read_pointer(image)[1]
+    return None if pointer is None else pointer.name
+
+
 def open_pointer(image: Path, pointer: Pointer, policy: ChainPolicy = _POLICY) -> Chain:
-    """Open the chain that a backing name in this image leads to."""
+    """Open the chain that a backing name in this image leads to.
+
+    :param image: whose name it is; relative ones are relative to it.
+    :param pointer: the name.
+    :param policy: where the chain may lead.
+    :raise ImageError: if a layer cannot be opened.
+    """
     return open_chain(refer(image, pointer), policy)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from chainlift.report.figures import hosts, lifts, live, memory, profiles, shape, times
+from chainlift.report.figures import hosts, latency, lifts, live, memory, profiles, settings, shape, times
 
 if TYPE_CHECKING:
     from chainlift.report.data import Results
@@ -14,7 +14,10 @@ _KINDS = (
     lifts.draw_lifts,
     hosts.draw_hosts,
     hosts.draw_host_cpu,
+    settings.draw_settings,
+    latency.draw_latencies,
     times.draw_read,
+    times.draw_boot,
     times.draw_stream,
     times.draw_stream_host,
     times.draw_random,

@@ -22,11 +22,13 @@ if TYPE_CHECKING:
 MOST_BARS = 12
 
 
-def colours(series: Sequence[Series]) -> dict[Series, str]:
-    """Give each series its colour: lifts always the same one, else in order."""
+def colours(results: Results, series: Sequence[Series]) -> dict[Series, str]:
+    """Give each series its colour: lifts always the same one, a copy of a QEMU that of the QEMU, else in order."""
     if len({s.lift for s in series}) > 1 and len({(s.run, s.qemu) for s in series}) == 1:
         return {s: LIFT_COLOURS.get(s.lift, CYCLE[-1]) for s in series}
-    return {s: CYCLE[number % len(CYCLE)] for number, s in enumerate(series)}
+    of = {s: copy[0] if (copy := results.original(s)) is not None and copy[0] in series else s for s in series}
+    order = list(dict.fromkeys(of.values()))
+    return {s: CYCLE[order.index(of[s]) % len(CYCLE)] for s in series}
 
 
 def measured_bars(
@@ -40,7 +42,7 @@ def measured_bars(
     :param note: what is written over a bar, from the median at the shortest length and its own; a ratio if not given.
     """
     note = note or (lambda base, value: format_ratio(value / base) if base else "")
-    colour = colours(series)
+    colour = colours(results, series)
     lengths = results.lengths([measure], series)
     bars: list[Bar] = []
     for length in lengths:
@@ -74,7 +76,15 @@ def draw_measured(
     *,
     title: str = "Measured here",
 ) -> None:
-    """Draw a measure by length: bars, or lines on logarithmic axes where there would be too many bars."""
+    """Draw a measure by length: bars, or lines on logarithmic axes where there would be too many bars.
+
+    :param results: what was measured.
+    :param axes: where it is drawn.
+    :param series: those that are shown.
+    :param measure: what is drawn.
+    :param note: says a value against its baseline's, over a bar.
+    :param title: of the panel.
+    """
     axes.set_title(title)
     axes.set_xlabel("layers")
     bars = measured_bars(results, series, measure, note)
@@ -82,7 +92,7 @@ def draw_measured(
         bar_panel(axes, bars, measure.format)
         name_series(results, axes, series)
         return
-    colour = colours(series)
+    colour = colours(results, series)
     lines = []
     for number, one in enumerate(series):
         cells = results.cells(one, measure)
@@ -106,13 +116,18 @@ def published_bars(values: Mapping[int, float], note: Callable[[float, float], s
 
 
 def name_series(results: Results, axes: Axes, shown: Sequence[Series]) -> None:
-    """Name the colours in one line under the panel's title, where there are several."""
+    """Name the colours in one line under the panel's title, where there are several.
+
+    :param results: what was measured.
+    :param axes: the panel.
+    :param shown: those that are in it.
+    """
     if len(shown) < 2:
         return
     title = axes.get_title(loc="left")
     axes.set_title(title, pad=24)
     place = 0.0
-    for series, colour in colours(shown).items():
+    for series, colour in colours(results, shown).items():
         label = results.label(series, among=shown)
         axes.annotate(f"■ {label}", (0, 1), (place, 6), xycoords="axes fraction", textcoords="offset points",
                       color=colour, fontsize=9, fontweight="bold", va="bottom")  # fmt: skip

@@ -1,8 +1,8 @@
 """Throughput over time while a running VM's disk is switched from the chain to a lift and back.
 
 A study leaves ``live/NAME.csv`` in its result directory: a header ``time_s,bytes_per_s,event``, one row an interval,
-and in ``event`` a word where something was done (``pivot``, ``restore``), else nothing. A row with an event
-alone has no rate.
+and in ``event`` a word where something was done (``pivot begins``, and where it had ended ``pivot``; so for
+``restore``), else nothing. A row with an event alone has no rate. Recordings before 2026-11-26 have the ends alone.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from chainlift.errors import InputError
 from chainlift.report.draw import byte_ticks, tidy
-from chainlift.report.style import ALERT, FULL, GRID, PLAIN, Picture, look, new_figure
+from chainlift.report.style import ALERT, FULL, GRID, PLAIN, Picture, drawing_style, new_figure
 from chainlift.results.statistics import summarise
 from chainlift.results.store import LIVE
 from chainlift.units import format_bytes, format_seconds
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from chainlift.report.data import Results
+
+
+_BEGINS = " begins"
 
 
 @dataclass(frozen=True)
@@ -63,12 +66,12 @@ def draw_live(results: Results) -> Picture | None:
                 found.append((f"{run.label}: " * (len(results.runs) > 1) + recording.name, recording))
     if not found:
         return None
-    with look():
+    with drawing_style():
         figure, axes = new_figure(FULL, 2.9 * len(found) + 0.2, len(found), 1)
         for panel, (title, recording) in zip(axes, found, strict=True):
             _draw(panel, title, recording)
     alt = " ".join(_words(title, recording) for title, recording in found)
-    caption = "What is read while the VM runs, by time. Vertical lines: when the chain was switched."
+    caption = "What is read while the VM runs, by time. Lines: when a switch began; shaded until it ended."
     return Picture("live", "Throughput while the chain is lifted", caption, alt, figure, wide=True)
 
 
@@ -78,9 +81,13 @@ def _draw(axes: Axes, title: str, recording: Throughput) -> None:
     top = max(recording.rates) or 1
     axes.fill_between(recording.times_s, recording.rates, color=PLAIN, alpha=0.18, linewidth=0)
     axes.plot(recording.times_s, recording.rates, color=PLAIN, linewidth=1.6)
-    for time_s, event in recording.events:
+    for began_s, ended_s, event in switches_of(recording):
+        if began_s is not None:
+            axes.axvspan(began_s, ended_s, ymax=0.86, color=ALERT, alpha=0.25, linewidth=0)
+        time_s = ended_s if began_s is None else began_s
         axes.axvline(time_s, ymax=0.86, color=ALERT, linewidth=1.4)
-        axes.annotate(event, (time_s, top * 1.12), (4, 0), textcoords="offset points", color=ALERT, fontsize=9.5,
+        name = event if began_s is not None else f"{event} ended"
+        axes.annotate(name, (time_s, top * 1.12), (4, 0), textcoords="offset points", color=ALERT, fontsize=9.5,
                       fontweight="bold", va="center")  # fmt: skip
     axes.set_ylim(0, top * 1.25)
     axes.set_xlim(min(recording.times_s), max(recording.times_s))
@@ -92,10 +99,17 @@ def _draw(axes: Axes, title: str, recording: Throughput) -> None:
     axes.set_title(title)
 
 
+def switches_of(recording: Throughput) -> list[tuple[float | None, float, str]]:
+    """Return each switch: when it began, where that was recorded, when it ended, and its name."""
+    began = {event.removesuffix(_BEGINS): t for t, event in recording.events if event.endswith(_BEGINS)}
+    return [(began.get(event), t, event) for t, event in recording.events if not event.endswith(_BEGINS)]
+
+
 def _words(title: str, recording: Throughput) -> str:
     """Say the median rate before and after each event."""
-    edges = [*(t for t, _ in recording.events), float("inf")]
-    names = ["at first", *(f"after {event}" for _, event in recording.events)]
+    ends = [(ended_s, event) for _, ended_s, event in switches_of(recording)]
+    edges = [*(t for t, _ in ends), float("inf")]
+    names = ["at first", *(f"after {event}" for _, event in ends)]
     parts, start = [], float("-inf")
     for name, end in zip(names, edges, strict=True):
         between = [r for t, r in zip(recording.times_s, recording.rates, strict=True) if start <= t < end]

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from chainlift.report.draw import bar_panel
+from chainlift.report.effects import layers
 from chainlift.report.figures.bars import draw_measured, measured_bars, published_bars
-from chainlift.report.measures import HOST_MEMORY, MEMORY_BOOT, MEMORY_READ, STREAM_HOST_MEMORY, STREAM_MEMORY
+from chainlift.report.measures import MEMORY_BOOT, MEMORY_READ, STREAM_HOST_MEMORY, STREAM_MEMORY
 from chainlift.report.reference import published
-from chainlift.report.style import FULL, HALF, MUTED, Picture, look, new_figure
+from chainlift.report.style import FULL, HALF, MUTED, Picture, drawing_style, new_figure
 from chainlift.units import format_bytes
 
 if TYPE_CHECKING:
@@ -25,17 +26,18 @@ def draw_memory(results: Results) -> list[Picture]:
         ("memory-stream", "Streaming all layers", STREAM_MEMORY, _extra(reference.stream_peak_rss_bytes)),
         ("memory-stream-host", "Streaming without a guest", STREAM_HOST_MEMORY, {}),
     ]
-    chosen = [c for c in candidates if results.series_with(c[2], results.plain)]
-    if not any(c[2].test == "memory" for c in chosen) and results.series_with(HOST_MEMORY, results.plain):
-        chosen.append(("memory-host", "4 KiB reads without a guest", HOST_MEMORY, {}))
+    chosen = [c for c in candidates if results.series_with(c[2], results.shown)]
+    host = [m for m in results.measures() if m.key == "memory_bytes" and m.test == "host"]
+    if not any(c[2].test == "memory" for c in chosen):
+        chosen += [("memory-host", "4 KiB reads without a guest", m, {}) for m in host]
     return [_draw(results, *one) for one in chosen]
 
 
 def _draw(results: Results, name: str, title: str, measure: Measure, extra: dict[int, float]) -> Picture:
-    shown = results.series_with(measure, results.plain)
+    shown = results.series_with(measure, results.shown)
     bars = measured_bars(results, shown, measure, _difference)
     wide = len(bars) > 6
-    with look():
+    with drawing_style():
         share = [min(max(len(bars), 3), 7), 2.2] if extra else None
         figure, axes = new_figure(FULL if wide else HALF, 3.5, 1, 2 if extra else 1, width_ratios=share)
         draw_measured(results, axes[0], shown, measure, _difference)
@@ -45,7 +47,7 @@ def _draw(results: Results, name: str, title: str, measure: Measure, extra: dict
             axes[1].set_xlabel("layers")
     parts = []
     for series in shown:
-        values = [f"{n:,} layers {format_bytes(v)}" for n, v in results.medians(series, measure).items()]
+        values = [f"{layers(n)} {format_bytes(v)}" for n, v in results.medians(series, measure).items()]
         label = results.label(series, among=shown)
         parts.append(f"{label}{': ' * bool(label)}{', '.join(values)}.")
     caption = "Peak resident memory of QEMU, without the guest's RAM where the two can be told apart, and over it the "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from chainlift.report.effects import layers
 from chainlift.report.profiles import KERNEL, REST, UNNAMED, groups_of, hot_functions, profiled, share_by_function
 from chainlift.report.style import (
     ALERT,
@@ -16,7 +17,7 @@ from chainlift.report.style import (
     PAPER,
     PUBLISHED,
     Picture,
-    look,
+    drawing_style,
     new_figure,
 )
 
@@ -45,7 +46,7 @@ def draw_hot_functions(results: Results) -> Picture | None:
     kinds = [*functions, KERNEL, UNNAMED, REST]
     colours = dict(zip(kinds, [ALERT, *(c for c in CYCLE if c != ALERT)][: len(functions)], strict=False))
     colours |= {KERNEL: PUBLISHED, UNNAMED: GRID, REST: PAPER}
-    with look():
+    with drawing_style():
         columns = min(2, len(groups))
         rows = -(-len(groups) // columns)
         figure, panels = new_figure(FULL if columns > 1 else HALF, 3.2 * rows, rows, columns)
@@ -55,10 +56,14 @@ def draw_hot_functions(results: Results) -> Picture | None:
         for axes in panels[len(groups) :]:
             axes.set_visible(False)
         handles, labels = panels[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+        # As many columns as the longest name leaves room for: a legend is not made narrower by the figure.
+        room = int((FULL if columns > 1 else HALF) * 72 / (5.4 * max(map(len, labels)) + 40))
+        ncols = min(max(room, 1), len(labels))
+        figure.set_figheight(figure.get_figheight() + 0.18 * -(-len(labels) // ncols))
+        figure.legend(handles, labels, loc="outside lower center", ncols=ncols, frameon=False, fontsize=9)
     alt = " ".join(
         f"{results.qemu_name(group[0].series)}: "
-        + ", ".join(f"{p.length:,} layers {100 * _shares(p, kinds)[_INSERTED]:.0f} %" for p in group)
+        + ", ".join(f"{layers(p.length)} {100 * _shares(p, kinds)[_INSERTED]:.0f} %" for p in group)
         + f" in {_INSERTED}."
         for group in groups
     )

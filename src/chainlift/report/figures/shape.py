@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from chainlift.report.draw import byte_ticks, tidy
 from chainlift.report.reference import published
-from chainlift.report.style import HALF, INK, MUTED, PLAIN, PUBLISHED, Picture, look, new_figure
+from chainlift.report.style import HALF, INK, MUTED, PLAIN, PUBLISHED, Picture, drawing_style, new_figure
 from chainlift.results.statistics import summarise
-from chainlift.units import format_bytes
+from chainlift.units import counted, format_bytes
 
 if TYPE_CHECKING:
     from chainlift.report.data import Results
@@ -26,7 +26,7 @@ def draw_shape(results: Results) -> Picture | None:
     assert summary is not None
     mean = sum(sizes) / len(sizes)
     theirs = published().mean_snapshot_bytes
-    with look():
+    with drawing_style():
         figure, (axes,) = new_figure(HALF, 3.4)
         right = max(*sizes, theirs) * 1.08
         axes.hist(sizes, bins=min(40, max(8, len(sizes) // 6)), range=(0, right), color=PLAIN, linewidth=0)
@@ -47,8 +47,9 @@ def draw_shape(results: Results) -> Picture | None:
         axes.set_ylabel("snapshots")
         axes.set_xlabel("size of a snapshot on disk")
     text = (
-        f"{len(sizes):,} snapshots over a base of {format_bytes(run.chain.layer_bytes[0])}: mean {format_bytes(mean)}, "
-        f"median {format_bytes(summary.median)}, from {format_bytes(summary.low)} to {format_bytes(summary.high)}."
+        f"{counted(len(sizes), 'snapshot')} over a base of {format_bytes(run.chain.layer_bytes[0])}: "
+        f"mean {format_bytes(mean)}, median {format_bytes(summary.median)}, "
+        f"from {format_bytes(summary.low)} to {format_bytes(summary.high)}."
     )
     caption = f"{text} The experiment's snapshots had about 4.9 MB. A snapshot is a layer; the base is not counted."
     return Picture("chain", "The chain", caption, text, figure)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from chainlift.report.draw import Line, bar_panel, log_panel
+from chainlift.report.effects import layers
 from chainlift.report.figures.bars import draw_measured, measured_bars, published_bars
-from chainlift.report.measures import LATENCIES, RANDOM, READ, STREAM, STREAM_HOST
+from chainlift.report.later import later
+from chainlift.report.measures import BOOT, LATENCIES, RANDOM, READ, STREAM, STREAM_HOST
 from chainlift.report.reference import published
-from chainlift.report.style import CYCLE, FULL, HALF, MARKERS, MUTED, Picture, look, new_figure
+from chainlift.report.style import CYCLE, FULL, HALF, MARKERS, MUTED, Picture, drawing_style, new_figure
 from chainlift.units import format_bytes, format_ratio, format_seconds
 
 if TYPE_CHECKING:
@@ -40,14 +42,33 @@ def draw_stream_host(results: Results) -> Picture | None:
     )  # fmt: skip
 
 
+def draw_boot(results: Results) -> Picture | None:
+    """Draw how long the guest takes to boot, beside what the authors measured later."""
+    return _beside_published(
+        results, BOOT, later().boot_s, "boot", "Booting the guest",
+        "From the start of QEMU until the guest answers.", (later().host, later().disk_bytes),
+    )  # fmt: skip
+
+
 def _beside_published(
-    results: Results, measure: Measure, reference: dict[int, float], name: str, title: str, what: str
+    results: Results,
+    measure: Measure,
+    reference: dict[int, float],
+    name: str,
+    title: str,
+    what: str,
+    there: tuple[str, int] | None = None,
 ) -> Picture | None:
-    shown = results.series_with(measure, results.plain)
+    """Draw a measure by length and the published values.
+
+    :param there: the machine and the size of the disk, in bytes, that they are of; the experiment's if not given.
+    """
+    host, disk_bytes = there or (published().host, published().disk_bytes)
+    shown = results.series_with(measure, results.shown)
     if not shown:
         return None
     bars = measured_bars(results, shown, measure)
-    with look():
+    with drawing_style():
         wide = len(bars) > 6
         share = [min(max(len(bars), 3), 7), 2.2]
         figure, (left, right) = new_figure(FULL if wide else HALF, 3.5, 1, 2, width_ratios=share)
@@ -58,7 +79,7 @@ def _beside_published(
     size = {format_bytes(run.chain.virtual_size_bytes) for run in results.runs if run.chain}
     caption = (
         f"{what} Bars are medians, dots the single samples. The published values are the experiment's, of another "
-        f"machine ({published().host}) and a disk of {format_bytes(published().disk_bytes)}"
+        f"machine ({host}) and a disk of {format_bytes(disk_bytes)}"
         + (f"; the disk here has {' and '.join(sorted(size))}" if size else "")
         + ". Compare the ratios, not the seconds."
     )
@@ -71,7 +92,7 @@ def draw_random(results: Results) -> Picture | None:
     if not shown:
         return None
     latencies = [m for m in LATENCIES if results.series_with(m, shown[:1])]
-    with look():
+    with drawing_style():
         figure, axes = new_figure(FULL, 3.6, 1, 2 if latencies else 1)
         draw_measured(results, axes[0], shown, RANDOM, title="Requests a second")
         if latencies:
@@ -98,10 +119,10 @@ def _alt(results: Results, measure: Measure, reference: dict[int, float]) -> str
     shown = results.series_with(measure)
     for series in shown:
         label = results.label(series, among=shown)
-        values = [f"{n:,} layers {measure.format(v)}" for n, v in results.medians(series, measure).items()]
+        values = [f"{layers(n)} {measure.format(v)}" for n, v in results.medians(series, measure).items()]
         parts.append(f"{label}: " * bool(label) + ", ".join(values) + ".")
     if reference:
-        values = [f"{n:,} layers {format_seconds(v)}" for n, v in reference.items()]
+        values = [f"{layers(n)} {format_seconds(v)}" for n, v in reference.items()]
         ratio = reference[max(reference)] / reference[min(reference)]
         parts.append(f"Published: {', '.join(values)} ({format_ratio(ratio)}).")
     return f"{measure.title}. " + " ".join(parts)

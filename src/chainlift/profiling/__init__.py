@@ -1,0 +1,1 @@
+"""Where time goes: samples by perf, names for addresses, stacks, recursion folded, flame graphs."""

@@ -1,0 +1,1 @@
+"""Many chains at once: those of a host, or of a fleet."""

@@ -81,8 +81,10 @@ class Machine:
 
     def remove(self) -> None:
         """End and forget the domain; what its guest's requests have said is in the log by then."""
-        subprocess.run(["virsh", "destroy", self.name], capture_output=True)
-        said = self.log if (self.place / f"cache/libvirt/qemu/log/{self.name}.log").exists() else ""
+        ended = subprocess.run(["virsh", "destroy", self.name], capture_output=True)
+        # A test may have ended it itself, or never started it.
+        there = ended.returncode == 0 or (self.place / f"cache/libvirt/qemu/log/{self.name}.log").exists()
+        said = self.log if there else ""
         for kind in ("checkpoint", "snapshot"):
             listed = subprocess.run(
                 ["virsh", "-q", f"{kind}-list", self.name, "--name"], capture_output=True, text=True

@@ -10,9 +10,13 @@ from chainlift.lift.domain.open import open_domain_disk
 from chainlift.qemu.find import find_qemu
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def place():
-    """A directory that libvirtd's user may use, with libvirtd running."""
+    """A directory that libvirtd's user may use, with libvirtd running.
+
+    It says by the environment where it answers, so no two of them may live side by side: without an ``__init__.py`` a
+    fixture of a package lives as long as the session.
+    """
     with running_libvirtd() as path:
         yield path
 

@@ -42,6 +42,8 @@ class Chain(Closing):
         #: a shorter one above it. int64, never increasing.
         self.visible_sizes: NDArray[np.int64] = np.minimum.accumulate(sizes)
         self._is_closed = False
+        #: The layers' files, links followed, when somebody first asked.
+        self._resolved: list[str] | None = None
 
     def __enter__(self) -> Self:
         self.require_open()
@@ -71,8 +73,10 @@ class Chain(Closing):
         :return: 0: the active layer.
         :raise InputError: if it is none of the chain, or several have the name.
         """
+        if self._resolved is None:
+            self._resolved = [os.path.realpath(layer.path) for layer in self.layers]
         wanted = os.path.realpath(name)
-        found = [number for number, layer in enumerate(self.layers) if os.path.realpath(layer.path) == wanted]
+        found = [number for number, path in enumerate(self._resolved) if path == wanted]
         if not found and not os.path.lexists(name):
             paths = [os.path.basename(layer.path) for layer in self.layers]  # noqa: PTH119
             found = [number for number, path in enumerate(paths) if path == os.fspath(name)]

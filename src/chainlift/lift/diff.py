@@ -16,7 +16,7 @@ from chainlift.chain.chain import Chain
 from chainlift.errors import InputError
 from chainlift.lift.build.files import ClusterFiles, files_of
 from chainlift.lift.compare.ranges import Range, ranges_by_content, ranges_by_metadata
-from chainlift.lift.compare.spans import Pair, Side
+from chainlift.lift.compare.spans import Pair, Side, ignore
 from chainlift.lift.neighbours.locks import LayerLocks
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Difference:
         """
         end = self.new.virtual_size
         if self.is_content:
-            return ranges_by_content(Pair(self.old, self.new), end, progress)
+            return ranges_by_content(Pair(self.old, self.new, on_shared=ignore), end, progress)
         return ranges_by_metadata(self._pair(), end)
 
     def _pair(self) -> Pair:

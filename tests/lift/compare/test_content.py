@@ -10,15 +10,17 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.support.chains import make_chain
+from tests.support.chains import make_chain, plain_chain
 from tests.support.lifts import lift_index, lift_squash
+from tests.support.mounts import on_a_loop_device
 
-from chainlift.chain import open_chain
+from chainlift.chain import Kind, open_chain
 from chainlift.chain.descriptor import descriptor_text
 from chainlift.chain.linear import Extent
 from chainlift.errors import ImageError
 from chainlift.lift.compare.content import first_difference
 from chainlift.lift.compare.spans import Content, Pair, Side
+from chainlift.lift.flatten import flatten
 from chainlift.lift.record.image_state import read_image_state
 from chainlift.lift.record.pointer import backing_name, open_pointer
 from chainlift.qcow2.file import ImageFile
@@ -272,6 +274,37 @@ def test_holes_of_raw_files_are_not_read(tmp_path, reads):
         assert sum(reads) < 1 << 20
         assert first_difference(one, zeros) == first_difference(zeros, two) == 300 << 20
         assert sum(reads) < 2 << 20
+
+
+@pytest.mark.integration
+@pytest.mark.needs("loop")
+@pytest.mark.parametrize("kind", ["xfs", "btrfs"])
+def test_what_lies_in_the_same_blocks_is_not_read(tmp_path, reads, kind):
+    place = tmp_path / "mount"
+    place.mkdir()
+    with on_a_loop_device(place, kind, tmp_path / "disk", 400 << 20):
+        image = plain_chain(place / "c", length=6)
+        flatten(image, place / "flat.qcow2")
+        shutil.copyfile(place / "flat.qcow2", place / "other.qcow2")
+        with (
+            open_chain(image) as chain,
+            open_chain(place / "flat.qcow2") as flat,
+            open_chain(place / "other.qcow2") as other,
+        ):
+            reads.clear()
+            assert first_difference(chain, flat) is first_difference(flat, chain) is None
+            assert reads == []
+            assert first_difference(chain, other) is None
+            assert sum(reads) >= 2 << 20
+            runs = next(flat.resolve()).runs()
+            row = int((runs.kind == Kind.DATA).argmax())
+            at = int(runs.start[row]) + 1000
+            with (place / "flat.qcow2").open("r+b") as file:
+                file.seek(int(runs.host_offset[row]) + 1000)
+                file.write(b"?")
+            reads.clear()
+            assert first_difference(chain, flat) == at
+            assert 0 < sum(reads) <= 4 << 20
 
 
 def test_a_cluster_that_is_compressed_is_unpacked_once(tmp_path, monkeypatch):

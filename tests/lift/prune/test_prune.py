@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from tests.support import stock
+from tests.support import need, stock
 from tests.support.chains import make_chain
 from tests.support.lifts import lift_index, lift_squash
 from tests.support.mounts import on_a_loop_device
@@ -84,6 +84,19 @@ def test_every_qemu_compares_and_opens_what_was_written(tmp_path, any_qemu):
     assert names(done.deleted) == ["layer5.qcow2", "layer3.qcow2", "layer2.qcow2"]
     for path, content in read_each(layers).items():
         assert content == before[path]
+
+
+def test_every_qemu_opens_a_long_stretch_that_goes(tmp_path, any_qemu):
+    layers = [tmp_path / f"{number}.qcow2" for number in range(81)]
+    for number, path in enumerate(layers):
+        write_image(path, virtual_size=8 << 20, clusters=[number, number + 1, 100], data=bytes([number]) * (3 << 16),
+                    backing_file=f"{number - 1}.qcow2" if number else None,
+                    backing_format="qcow2" if number else None)  # fmt: skip
+    stays = [layers[0], layers[3], layers[70], layers[-1]]
+    before = read_each(stays)
+    done = keep_layers(layers[-1], any_qemu, layers[3], layers[70])
+    assert len(done.deleted) == 80 - 3
+    assert read_each(layers) == before
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -322,9 +335,23 @@ def test_a_layer_that_was_made_smaller_hides_what_is_below_its_end(tmp_path, hos
             assert content == before[left], (path, left)
 
 
-def test_a_new_file_that_reads_otherwise_takes_no_place(tmp_path, host_qemu, monkeypatch):
-    layers = hourly_chain(tmp_path / "c", 4)
-    before = stock.everything(tmp_path)
+@pytest.fixture(params=["here", "xfs"])
+def with_or_without_shared_blocks(request, tmp_path):
+    """A directory."""
+    place = tmp_path / "fs"
+    place.mkdir()
+    if request.param == "here":
+        yield place
+        return
+    need.check(["loop"])
+    with on_a_loop_device(place, request.param, tmp_path / "disk", 320 << 20):
+        yield place
+
+
+def test_a_new_file_that_reads_otherwise_takes_no_place(with_or_without_shared_blocks, host_qemu, monkeypatch):
+    place = with_or_without_shared_blocks
+    layers = hourly_chain(place / "c", 4)
+    before = stock.everything(place)
     build = work.build_replacement
 
     def wrong(chain, merge, descriptors, temporary, descriptor, **options):
@@ -336,7 +363,7 @@ def test_a_new_file_that_reads_otherwise_takes_no_place(tmp_path, host_qemu, mon
     monkeypatch.setattr(work, "build_replacement", wrong)
     with pytest.raises(AnswerIsNo, match=r"layer3.qcow2: would read differently at byte"):
         drop_layers(layers[-1], host_qemu, layers[2])
-    assert stock.everything(tmp_path) == before
+    assert stock.everything(place) == before
 
 
 def test_a_hole_where_zeros_hid_what_is_below_is_no_match(tmp_path, host_qemu, monkeypatch):

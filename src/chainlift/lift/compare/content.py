@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from chainlift.lift.compare.spans import Content, Pair, Pieces
+from chainlift.lift.compare.spans import Content, Pair, Pieces, ignore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,13 +28,14 @@ BATCH_BYTES: Final = 2 << 20
 def first_difference(one: Chain, other: Chain, progress: Callable[[int], None] | None = None) -> int | None:
     """Return the first offset at which two chains read different bytes, None if there is none.
 
-    What both read from the same place of the same file, or where both have nothing, is not read. The shorter disk is
+    What both read from the same place of the same file, or from the same blocks of a file system, or where both have
+    nothing, is not read. The shorter disk is
     taken to be followed by zeros, as a backing file is.
 
     :param progress: called with the bytes of the disk that are compared, or need not be.
     :raise ImageError: if a layer is malformed, encrypted or cannot be read.
     """
-    pair = Pair(one, other)
+    pair = Pair(one, other, on_shared=ignore)
     return difference(pair, PieceReader(pair.one).fill, PieceReader(pair.other).fill, progress)
 
 

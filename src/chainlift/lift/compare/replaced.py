@@ -45,6 +45,8 @@ _LEAST: Final = 16
 _MOST_ENDS: Final = 16
 #: Of a node's cache of L2 tables, in bytes: hundreds of nodes are read here and there.
 _CACHE_BYTES: Final = 1 << 18
+#: Layers that one command opens: each takes a part of QEMU's stack until all are open.
+_AT_ONCE: Final = 32
 
 
 #: The new file was written past the page cache, and what is read of it is what the disk has.
@@ -92,14 +94,14 @@ def compare_replacements(
                 daemon.add({**_node(chain.layers[kept], f"kept{kept}"), "backing": below})
                 below, depth = f"kept{kept}", depth + 1
             depth += 1
-            _open_both(daemon, chain, replacement, below)
+            opened = _open_both(daemon, chain, replacement, below)
             try:
                 _compare(daemon, chain, replacement, depth, pieces, progress)
             except QemuError as error:
                 raise daemon.explain(error) from error
             below, number = f"new{merge.into}", merge.into
-            for gone_by in (merge.into, *merge.going):
-                daemon.remove(f"old{gone_by}")
+            for name in opened:
+                daemon.remove(name)
 
 
 def _node_below(chain: Chain, number: int, merges: Sequence[Merge], name: str) -> dict[str, Any]:
@@ -113,24 +115,35 @@ def _node_below(chain: Chain, number: int, merges: Sequence[Merge], name: str) -
     return {**node, "backing": None} if alone else node
 
 
-def _open_both(daemon: ReadingDaemon, chain: Chain, replacement: Replacement, below: str) -> None:
-    merge, old = replacement.merge, below
+def _open_both(daemon: ReadingDaemon, chain: Chain, replacement: Replacement, below: str) -> list[str]:
+    """Open a layer as it is and as it will be, over what it will stand on.
+
+    :return: the nodes to remove, in this order, when the new one is to be all that is left.
+    """
+    merge = replacement.merge
+    opened: list[str] = []
+    old: dict[str, Any] | str = below
     for number in range(merge.onto - 1, merge.into - 1, -1):
-        daemon.add({**_node(chain.layers[number], f"old{number}"), "backing": old})
-        old = f"old{number}"
+        old = {**_node(chain.layers[number], f"old{number}"), "backing": old}
+        # With a layer go those below it that came with it.
+        if (merge.onto - number) % _AT_ONCE == 0 or number == merge.into:
+            daemon.add(old)
+            old = f"old{number}"
+            opened.insert(0, old)
     name, cache = f"new{merge.into}", _cache(chain.layers[merge.into])
     node = {"driver": "qcow2", "node-name": name, "read-only": True, "backing": below, **cache}
     file = {"driver": "file", "read-only": True, "filename": str(replacement.file)}
     if can_read_direct(replacement.file):
         with suppress(QemuError):  # a QEMU that was built without
             daemon.add({**node, "file": {**file, **_DIRECT}})
-            return
+            return opened
     try:
         daemon.add({**node, "file": file})
     except QemuCrashed:
         raise
     except QemuError as error:
         raise QemuError(f"what was written cannot be opened by QEMU: {error.what}", path=replacement.file) from error
+    return opened
 
 
 def _node(layer: Layer, name: str) -> dict[str, Any]:
@@ -158,7 +171,12 @@ def _compare(
     merge, path = replacement.merge, chain.layers[replacement.merge.into].path
     with ExitStack() as stack:
         new = stack.enter_context(open_chain(Reference(str(replacement.file), "qcow2", follows_header=False)))
-        pair = stack.enter_context(_pair(chain, merge, new))
+        seen = Lot(np.random.default_rng(merge.into), most_pieces)
+
+        def draw(pieces: Pieces) -> None:
+            seen.add(pieces.start, pieces.length)
+
+        pair = stack.enter_context(_pair(chain, merge, new, on_shared=draw))
         ours = PieceReader(pair.one)
         fill_new: Fill = PieceReader(pair.other).fill
         # More layers than that are read by no stock QEMU: see MOST_LAYERS.
@@ -166,10 +184,9 @@ def _compare(
         if by_stock:
             new_client = stack.enter_context(daemon.connect(f"new{merge.into}"))
             fill_new = filling(new_client)
-        seen = Lot(np.random.default_rng(merge.into), most_pieces)
 
         def fill_old(buffer: memoryview, pieces: Pieces) -> None:
-            seen.add(pieces.start, pieces.length)
+            draw(pieces)
             ours.fill(buffer, pieces)
 
         at = difference(pair, fill_old, fill_new, progress, ahead=by_stock)
@@ -185,11 +202,12 @@ def _compare(
 
 
 @contextmanager
-def _pair(chain: Chain, merge: Merge, new: Chain) -> Iterator[Pair]:
+def _pair(chain: Chain, merge: Merge, new: Chain, *, on_shared: Callable[[Pieces], None]) -> Iterator[Pair]:
     """Give the kept layer as it is and as it will be; where that suffices, one file stands for all that lies below."""
     before = chain.layers[merge.into : merge.onto]
     if not is_apart(chain, merge):
-        yield Pair(Chain(chain.layers[merge.into :]), Chain((*new.layers, *chain.layers[merge.onto :])))
+        after = Chain((*new.layers, *chain.layers[merge.onto :]))
+        yield Pair(Chain(chain.layers[merge.into :]), after, on_shared=on_shared)
         return
     # What falls through to the layer below must do so on both sides, whatever that reads there.
     descriptor = os.memfd_create("below")
@@ -200,7 +218,7 @@ def _pair(chain: Chain, merge: Merge, new: Chain) -> Iterator[Pair]:
         under = Layer(path, "raw", file, None, probed=False, backing_name=None, backing_format=None,
                       reference=Reference(path, "raw"))  # fmt: skip
         try:
-            yield _PairApart(Chain((*before, under)), Chain((*new.layers, under)))
+            yield _PairApart(Chain((*before, under)), Chain((*new.layers, under)), on_shared=on_shared)
         finally:
             file.close()
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import TYPE_CHECKING, Final
@@ -9,17 +10,19 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from chainlift.chain import Kind
+from chainlift.host.shared_blocks import NONE_SHARED, SharedBlocks, shared_blocks
 from chainlift.lift.build.files import ClusterFiles
 from chainlift.lift.build.merge import Merger
 from chainlift.qcow2.columns import Spans
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
     from chainlift.chain import Chain
     from chainlift.lift.build.merge import Fragments
+    from chainlift.qcow2.file import ImageFile
 
 #: A shorter part of a raw file is read without asking where its holes are.
 _HOLES_FROM_BYTES: Final = 1 << 20
@@ -136,10 +139,19 @@ class Pair:
     """Two chains to compare; the shorter disk is taken to be followed by zeros, as a backing file is.
 
     :param size: bytes of the longer disk; None: as the chains say.
+    :param on_shared: what lies in the same blocks of a file system is proven, too, and this is called with such parts
+        of the first disk. None: no file system is asked.
     :raise ImageError: as for :class:`Side`.
     """
 
-    def __init__(self, one: Chain | Side, other: Chain | Side, *, size: int | None = None) -> None:
+    def __init__(
+        self,
+        one: Chain | Side,
+        other: Chain | Side,
+        *,
+        size: int | None = None,
+        on_shared: Callable[[Pieces], None] | None = None,
+    ) -> None:
         self.one, self.other = (side if isinstance(side, Side) else Side(side) for side in (one, other))
         #: Bytes of the longer disk.
         self.size = max(side.chain.virtual_size for side in (self.one, self.other)) if size is None else size
@@ -149,6 +161,8 @@ class Pair:
             np.array([numbers.setdefault(s.file.identity, len(numbers)) for s in side.sources.files], dtype=np.int64)
             for side in (self.one, self.other)
         )
+        self._on_shared = on_shared
+        self._blocks: dict[ImageFile, SharedBlocks] = {}
 
     def pieces(self) -> Iterator[tuple[Pieces, Pieces]]:
         """Yield both disks in ascending order, cut at the same places.
@@ -174,7 +188,12 @@ class Pair:
         :raise ImageError: as :meth:`pieces`.
         """
         for one, other in self.pieces():
-            rows = np.flatnonzero(~self._is_same(one, other))
+            is_same = self._is_same(one, other)
+            if self._on_shared is not None:
+                shared = self._is_shared(one, other) & ~is_same
+                self._on_shared(one.take(shared))
+                is_same |= shared
+            rows = np.flatnonzero(~is_same)
             yield *self._without_holes(one.take(rows), other.take(rows)), one.end
 
     def _is_same(self, one: Pieces, other: Pieces) -> NDArray[np.bool_]:
@@ -195,6 +214,33 @@ class Pair:
             )
         )
         return same
+
+    def _is_shared(self, one: Pieces, other: Pieces) -> NDArray[np.bool_]:
+        """Tell which parts lie in the same blocks of a file system on both sides."""
+        shared = np.zeros(len(one), dtype=bool)
+        rows = np.flatnonzero((one.content == Content.PLAIN) & (other.content == Content.PLAIN))
+        for source, its_source in set(zip(one.source[rows].tolist(), other.source[rows].tolist(), strict=True)):
+            files = self.one.sources.files[source].file, self.other.sources.files[its_source].file
+            if any(file.is_block_device for file in files) or files[0].identity[0] != files[1].identity[0]:
+                continue
+            these = rows[(one.source[rows] == source) & (other.source[rows] == its_source)]
+            ours, theirs = (
+                self._blocks_of(file).place(pieces.offset[these], pieces.length[these])
+                for file, pieces in zip(files, (one, other), strict=True)
+            )
+            shared[these] = (ours >= 0) & (ours == theirs)
+        return shared
+
+    def _blocks_of(self, file: ImageFile) -> SharedBlocks:
+        if file not in self._blocks:
+            placed = file.place(0, file.size)
+            if placed is None:
+                return NONE_SHARED
+            try:
+                self._blocks[file] = shared_blocks(placed[0], file.size)
+            finally:
+                os.close(placed[0])
+        return self._blocks[file]
 
     def _without_holes(self, one: Pieces, other: Pieces) -> tuple[Pieces, Pieces]:
         """Leave out what is a hole of a raw file on one side, and the same or zeros on the other."""
@@ -218,6 +264,10 @@ class Pair:
         ours.append(one.take(slice(done, None)))
         theirs.append(other.take(slice(done, None)))
         return Pieces.concatenate(ours), Pieces.concatenate(theirs)
+
+
+def ignore(pieces: Pieces) -> None:
+    """Do nothing, for a :class:`Pair` whose shared blocks are of no interest otherwise."""
 
 
 def _empty(start: int, stop: int, content: Content) -> Pieces:

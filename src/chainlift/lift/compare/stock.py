@@ -15,7 +15,7 @@ from chainlift.errors import AnswerIsNo, ImageError, QemuCrashed, QemuError
 from chainlift.lift.compare.content import PieceReader, difference
 from chainlift.lift.compare.daemon import ReadingDaemon
 from chainlift.lift.compare.sample import choose_sample
-from chainlift.lift.compare.spans import Pair
+from chainlift.lift.compare.spans import Pair, ignore
 from chainlift.lift.record.pointer import open_pointer
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def compare_stock(
     :raise MissingToolError: if this QEMU has no storage daemon.
     """
     with open_pointer(image, old) as before, open_pointer(image, new) as after, ReadingDaemon(qemu) as daemon:
-        pair = Pair(before, after)
+        pair = Pair(before, after, on_shared=ignore)
         old_by_stock, new_by_stock = len(before.layers) <= MOST_LAYERS, len(after.layers) <= MOST_LAYERS
         if old_by_stock:
             try:

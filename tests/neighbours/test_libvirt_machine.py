@@ -135,6 +135,9 @@ def _run(daemon: Libvirtd, record_property, **how) -> None:
                     **how,
                 ),
             )
+        except Exception as error:
+            error.add_note(f"libvirtd: {daemon.complaints}")
+            raise
         finally:
             virsh.close()
             record_property("steps of the machine of neighbours with libvirt", oracle.summary(counts))

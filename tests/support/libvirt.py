@@ -70,8 +70,9 @@ class Daemon:
 
     @property
     def complaints(self) -> str:
-        """The last that it has complained of."""
-        return self._log.read_text()[-2000:]
+        """The last that it has complained of, and how it has ended, if it has."""
+        status = self._process.poll() if self._process is not None else None
+        return self._log.read_text()[-2000:] + ("" if status is None else f"\nit has ended: {status}")
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
         """End it; the domains go on."""

@@ -17,7 +17,7 @@ def test_active_layers_are_those_that_nobody_stands_on_before_and_after_a_lift(t
     alone = create(tmp_path / "b/clone.qcow2", tmp_path / "b/deep/layer0.qcow2")
     (tmp_path / "b/text.qcow2").write_text("no image")
     wanted = [one, alone, other]
-    assert active_layers([tmp_path]) == wanted
+    assert active_layers([tmp_path]) == active_layers(tmp_path) == active_layers(str(tmp_path)) == wanted
     assert active_layers([tmp_path / "b/deep", tmp_path / "a"]) == [one, other]
     lift_index(one, host_qemu)
     lift_squash(other, host_qemu)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from chainlift.lift.forest.scan import Forest, Node
 
 
-def active_layers(directories: Iterable[str | os.PathLike[str]]) -> list[Path]:
+def active_layers(directories: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> list[Path]:
     """Find the qcow2 images below some directories on which no image there stands: the disks' active layers.
 
     >>> [path.name for path in active_layers(["."])]
@@ -26,7 +26,7 @@ def active_layers(directories: Iterable[str | os.PathLike[str]]) -> list[Path]:
     Nothing is changed, and no QEMU is needed. Files of lifts are left out, and so are layers that a lift stands for. An
     image that something outside the directories stands on cannot be told: name all directories in which images are.
 
-    :param directories: where to look, and below; symbolic links to directories are not followed.
+    :param directories: where to look, one or several, and below; symbolic links to directories are not followed.
     :return: their paths, absolute, in the order of their names. Whether one can be lifted is not looked at.
     :raise ImageError: if one of the directories is none. What cannot be read in one is left out.
     """

@@ -107,12 +107,18 @@ class Forest:
         return False
 
 
-def scan(directories: Iterable[str | os.PathLike[str]], images: Iterable[str | os.PathLike[str]] = ()) -> Forest:
+def scan(
+    directories: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+    images: Iterable[str | os.PathLike[str]] = (),
+) -> Forest:
     """Look at every image below some directories, and at all that these stand on, wherever it is.
 
+    :param directories: one or several.
     :param images: to be looked at, too, wherever they are; what is no image is left out.
     :raise ImageError: if one of the directories is none.
     """
+    if isinstance(directories, (str, os.PathLike)):
+        directories = [directories]
     tops = tuple(dict.fromkeys(os.path.realpath(os.fspath(directory)) for directory in directories))
     for directory in tops:
         if not os.path.isdir(directory):  # noqa: PTH112 - any bytes

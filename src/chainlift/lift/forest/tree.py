@@ -158,7 +158,7 @@ class Tree:
 
 
 @contextmanager
-def open_tree(directories: Iterable[str | os.PathLike[str]]) -> Iterator[Tree]:
+def open_tree(directories: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> Iterator[Tree]:
     """Look at every qcow2 image below some directories, and at all that these stand on. Use it as a context manager.
 
     Only metadata are read, nothing is changed, and no QEMU is needed. What cannot be read, or leads nowhere, is told.
@@ -172,7 +172,7 @@ def open_tree(directories: Iterable[str | os.PathLike[str]]) -> Iterator[Tree]:
     layer3.qcow2 1 None
     disk.qcow2 0 None
 
-    :param directories: where to look, and below; symbolic links to directories are not followed.
+    :param directories: where to look, one or several, and below; symbolic links to directories are not followed.
     :return: the images, while the block lasts.
     :raise ImageError: if one of the directories is none.
     """

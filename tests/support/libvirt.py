@@ -78,7 +78,8 @@ class Daemon:
         """End it; the domains go on."""
         if self._process is not None:
             self._process.send_signal(signal.SIGUSR1 if number == signal.SIGKILL else number)
-            self._process.wait(30)
+            # One that waits for a thread of its own gives up after 30 s, as "forcefull" as it calls it.
+            self._process.wait(60)
             self._process = None
 
 

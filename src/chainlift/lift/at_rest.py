@@ -49,6 +49,8 @@ class DiskAtRest:
         self._force = force
         #: Managers are asked once for a verb; None before.
         self._definitions: Definitions | None = None
+        #: What they were asked for.
+        self._is_for_index = False
         #: What an operator should know afterwards.
         self.left: list[str] = []
 
@@ -100,8 +102,9 @@ class DiskAtRest:
     def check(self, *, for_index: bool = False) -> None:
         """Refuse an image that a QEMU has open, that cannot be written to, or whose chain somebody else keeps."""
         _require_free(self._image)
-        if not self._force and self._definitions is None:
+        if not self._force and (self._definitions is None or for_index > self._is_for_index):
             self._definitions = _refuse_managed(self._image, for_index=for_index)
+            self._is_for_index = for_index
 
     def check_again(self) -> None:
         """Who came meanwhile has the layers open too, and is asked about them; a writer the caller's lock refuses."""

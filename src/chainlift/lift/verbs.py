@@ -23,6 +23,7 @@ from chainlift.lift.neighbours.carried import carry_bitmaps, has_bitmaps
 from chainlift.lift.prepare import prepare_index, prepare_squash
 from chainlift.lift.record.lifts import find_lift
 from chainlift.lift.record.manifest import SUFFIX
+from chainlift.lift.record.pointer import open_pointer
 from chainlift.lift.tidy import Tidied, remove_leftovers, remove_lifts, require_removable
 from chainlift.qemu.find import find_qemu
 
@@ -223,6 +224,7 @@ def restore(
     if clean:
         require_removable(entry.lift.file for entry in found)
     changes = merged(found)
+    _check_index_below(disk, changes)
     uncertain = {entry.change.owner for entry in found if not entry.is_certain}
     try:
         for change in changes:
@@ -262,6 +264,7 @@ def _in_use(
         disk.compare(changes, content=content, progress=progress)
         # Building may have taken minutes: what was allowed before must still be.
         disk.check(for_index=prepared.manifest.kind == "index")
+        _check_index_below(disk, changes, hidden_by=prepared.manifest)
         try:
             with interrupts.put_off():
                 prepared.mark_used()
@@ -275,6 +278,32 @@ def _in_use(
             raise
         disk.lifted_again()
         yield prepared
+
+
+def _check_index_below(disk: Disk, changes: Sequence[Change], *, hidden_by: Manifest | None = None) -> None:
+    """Check as for an index where one would come to be below the disk: of a layer that a lift hides so far.
+
+    :param hidden_by: the lift that the disk is to be switched to; None: to its own layers.
+    :raise InputError: naming the layer.
+    """
+    for change in changes:
+        if not _indexed_below(change.owner, change.new) or _indexed_below(change.owner, change.readable):
+            continue
+        try:
+            disk.check(for_index=True)
+        except InputError as error:
+            indexed = _indexed_below(change.owner, change.new if hidden_by is None else hidden_by.original)
+            hint = f"take the index below it out first: chainlift restore {indexed}"
+            raise type(error)(error.what, path=error.path, hint=hint) from error
+
+
+def _indexed_below(image: Path, pointer: Pointer) -> str | None:
+    """Return the uppermost image of a chain that stands on an index, None if none does."""
+    with open_pointer(image, pointer) as chain:
+        for above, layer in zip((str(image), *(layer.path for layer in chain.layers)), chain.layers, strict=False):
+            if layer.extents:
+                return above
+    return None
 
 
 def _may_have_switched(disk: Disk, changes: Sequence[Change]) -> bool:

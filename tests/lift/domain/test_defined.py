@@ -145,3 +145,29 @@ def test_a_chain_that_is_too_long_for_libvirt_is_not_restored_under_it(place, ve
         assert "its chain would have 200 layers over the base, and libvirt" in said.err
         assert len(machine.chain) == 3
         assert machine.content() == before
+
+
+@pytest.mark.parametrize("words", [["squash"], ["restore"]])
+def test_no_lift_brings_an_index_to_a_domain_that_a_squash_has_hidden_from_it(verb, machine, words):
+    """A layer that the squash stands for is no domain's, and may be indexed."""
+    image, hidden = machine.files[-1], machine.files[2]
+    virsh("destroy", "vm")
+    assert verb("squash", image).status == 0
+    said = verb("index", hidden)
+    assert said.status == 0, said
+    machine.give_to_libvirt()
+    before = everything(machine.images)
+    said = verb(*words, image)
+    assert said.status == 2, said
+    assert "the libvirt domain vm, which does not start on an index" in said.err
+    assert f"chainlift restore {hidden}" in said.err
+    assert everything(machine.images) == before
+    virsh("start", "vm")
+    said = verb(*words, "--libvirt", "vm")
+    assert said.status == 2, said
+    assert everything(machine.images) == before
+    virsh("destroy", "vm")
+    assert verb("restore", hidden).status == 0
+    said = verb(*words, image)
+    assert said.status == 0, said
+    assert started(machine)[0] == image

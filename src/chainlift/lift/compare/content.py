@@ -29,8 +29,7 @@ def first_difference(one: Chain, other: Chain, progress: Callable[[int], None] |
     """Return the first offset at which two chains read different bytes, None if there is none.
 
     What both read from the same place of the same file, or from the same blocks of a file system, or where both have
-    nothing, is not read. The shorter disk is
-    taken to be followed by zeros, as a backing file is.
+    nothing, is not read. The shorter disk is taken to be followed by zeros, as a backing file is.
 
     :param progress: called with the bytes of the disk that are compared, or need not be.
     :raise ImageError: if a layer is malformed, encrypted or cannot be read.

@@ -190,9 +190,9 @@ class Pair:
         for one, other in self.pieces():
             is_same = self._is_same(one, other)
             if self._on_shared is not None:
-                shared = self._is_shared(one, other) & ~is_same
+                shared = self._are_shared(one, other, np.flatnonzero(~is_same))
                 self._on_shared(one.take(shared))
-                is_same |= shared
+                is_same[shared] = True
             rows = np.flatnonzero(~is_same)
             yield *self._without_holes(one.take(rows), other.take(rows)), one.end
 
@@ -215,10 +215,10 @@ class Pair:
         )
         return same
 
-    def _is_shared(self, one: Pieces, other: Pieces) -> NDArray[np.bool_]:
-        """Tell which parts lie in the same blocks of a file system on both sides."""
-        shared = np.zeros(len(one), dtype=bool)
-        rows = np.flatnonzero((one.content == Content.PLAIN) & (other.content == Content.PLAIN))
+    def _are_shared(self, one: Pieces, other: Pieces, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return which of these rows lie in the same blocks of a file system on both sides."""
+        shared = [rows[:0]]
+        rows = rows[(one.content[rows] == Content.PLAIN) & (other.content[rows] == Content.PLAIN)]
         for source, its_source in set(zip(one.source[rows].tolist(), other.source[rows].tolist(), strict=True)):
             files = self.one.sources.files[source].file, self.other.sources.files[its_source].file
             if any(file.is_block_device for file in files) or files[0].identity[0] != files[1].identity[0]:
@@ -228,8 +228,8 @@ class Pair:
                 self._blocks_of(file).place(pieces.offset[these], pieces.length[these])
                 for file, pieces in zip(files, (one, other), strict=True)
             )
-            shared[these] = (ours >= 0) & (ours == theirs)
-        return shared
+            shared.append(these[(ours >= 0) & (ours == theirs)])
+        return np.sort(np.concatenate(shared))
 
     def _blocks_of(self, file: ImageFile) -> SharedBlocks:
         if file not in self._blocks:

@@ -46,8 +46,9 @@ class Hands:
         }  # fmt: skip
 
     def type(self, commands):
-        for page, ours in self.replace.items():
-            commands = commands.replace(page, ours)
+        # All at once: QEMU's names have numbers of chance, and one of ours may be another one of the page's.
+        names = re.compile("|".join(map(re.escape, sorted(self.replace, key=len, reverse=True))))
+        commands = names.sub(lambda found: self.replace[found[0]], commands)
         while commands:
             if commands.startswith("sync "):
                 line, _, commands = commands.partition("\n")

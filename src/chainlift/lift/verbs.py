@@ -263,8 +263,10 @@ def _in_use(
         changes = [prepared.change]
         disk.compare(changes, content=content, progress=progress)
         # Building may have taken minutes: what was allowed before must still be.
-        disk.check(for_index=prepared.manifest.kind == "index")
-        _check_index_below(disk, changes, hidden_by=prepared.manifest)
+        is_index = prepared.manifest.kind == "index"
+        disk.check(for_index=is_index)
+        if not is_index:
+            _check_index_below(disk, changes, hidden_by=prepared.manifest)
         try:
             with interrupts.put_off():
                 prepared.mark_used()
@@ -283,7 +285,7 @@ def _in_use(
 def _check_index_below(disk: Disk, changes: Sequence[Change], *, hidden_by: Manifest | None = None) -> None:
     """Check as for an index where one would come to be below the disk: of a layer that a lift hides so far.
 
-    :param hidden_by: the lift that the disk is to be switched to; None: to its own layers.
+    :param hidden_by: the squash that the disk is to be switched to; None: to its own layers.
     :raise InputError: naming the layer.
     """
     for change in changes:

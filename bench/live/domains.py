@@ -265,15 +265,21 @@ def measure(place: Path, way: str, length: int, arguments: argparse.Namespace) -
         shutil.rmtree(directory)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def options_of_chains(description: str | None) -> argparse.ArgumentParser:
+    """Return a parser that says which chains are made, and where."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lengths", default="50,190", type=lambda text: [int(word) for word in text.split(",")])
-    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--size", type=int, default=1024, help="of the disk, in MiB")
     parser.add_argument("--per-layer", type=int, default=12, help="clusters of 64 KiB")
+    parser.add_argument("--directory", type=Path)
+    return parser
+
+
+def main() -> None:
+    parser = options_of_chains(__doc__)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--idle", action="store_true", help="the guest does nothing meanwhile")
     parser.add_argument("--kvm", action="store_true")
-    parser.add_argument("--directory", type=Path)
     arguments = parser.parse_args()
     runs = []
     with libvirtd(arguments.directory) as place:

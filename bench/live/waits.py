@@ -18,7 +18,6 @@ drawing the cycles again (bootstrap, 95 %).
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
@@ -34,7 +33,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-from domains import build, give_away, libvirtd, virsh
+from domains import build, give_away, libvirtd, options_of_chains, virsh
 
 from chainlift.chain.libvirt_limits import libvirt_limit
 from chainlift.host.virsh import daemon_version
@@ -42,6 +41,7 @@ from chainlift.qemu.monitor import Monitor
 from chainlift.qemu.nbd import NbdClient
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Iterable
 
 BLOCK: Final = 4096
@@ -234,13 +234,9 @@ def chosen(entries: Iterable[dict[str, Any]], length: int, verb: str) -> list[di
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lengths", default="50,190", type=lambda text: [int(word) for word in text.split(",")])
+    parser = options_of_chains(__doc__)
     parser.add_argument("--cycles", type=int, default=10)
     parser.add_argument("--idle", type=float, default=4.0, help="seconds before each lift")
-    parser.add_argument("--size", type=int, default=1024, help="of the disk, in MiB")
-    parser.add_argument("--per-layer", type=int, default=12, help="clusters of 64 KiB")
-    parser.add_argument("--directory", type=Path)
     arguments = parser.parse_args()
     entries: list[dict[str, Any]] = []
     with libvirtd(arguments.directory) as place:

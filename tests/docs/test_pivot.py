@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from tests.support.daemon import read_all, starting_daemons
 from tests.support.owned_chain import everything, make_owned_chain
+from tests.support.sessions import replaced
 
 from chainlift.host.durable import sync_path
 from chainlift.lift.live.graph import query_graph
@@ -46,9 +47,7 @@ class Hands:
         }  # fmt: skip
 
     def type(self, commands):
-        # All at once: QEMU's names have numbers of chance, and one of ours may be another one of the page's.
-        names = re.compile("|".join(map(re.escape, sorted(self.replace, key=len, reverse=True))))
-        commands = names.sub(lambda found: self.replace[found[0]], commands)
+        commands = replaced(commands, self.replace)
         while commands:
             if commands.startswith("sync "):
                 line, _, commands = commands.partition("\n")

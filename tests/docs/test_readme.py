@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from tests.support.running import connected
+from tests.support.sessions import replaced
 from tests.support.stock import create, read, write
 
 pytestmark = pytest.mark.integration
@@ -70,10 +71,9 @@ def test_the_week_can_be_lived(vm7, tmp_path):
     (programs / "chainlift").chmod(0o755)
     # Where a command fails, what is served must not go on: it would keep the pipes open.
     lines = ["set -e", "trap 'kill $(jobs -p)' EXIT"]
+    ours = {"/srv/vm7": str(images), "/run/vm7.qmp": str(tmp_path / "qmp"), "/run/tuesday.sock": str(socket)}
     for line in week():
-        for old, new in (("/srv/vm7", images), ("/run/vm7.qmp", tmp_path / "qmp"), ("/run/tuesday.sock", socket)):
-            line = line.replace(old, str(new))  # noqa: PLW2901 - the page's own paths
-        lines.append(line)
+        lines.append(replaced(line, ours))
         if "&  " in line:  # a person would wait for what it says
             served = f"qemu-img info 'nbd+unix:///?socket={socket}' >info 2>&1"
             lines.append(f"served=$!; until {served}; do kill -0 $served; sleep 0.1; done")

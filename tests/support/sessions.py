@@ -34,7 +34,7 @@ class Typed:
 
     def arguments(self, replace: Mapping[str, str]) -> list[str]:
         """Return the words of the command, with other paths in place of the page's."""
-        return [_replaced(word, replace) for word in shlex.split(self.command.replace("\\\n", " "))]
+        return [replaced(word, replace) for word in shlex.split(self.command.replace("\\\n", " "))]
 
     def run(self, replace: Mapping[str, str], *, status: int = 0) -> str:
         """Type it, and fail unless it answers as the page says.
@@ -57,7 +57,7 @@ class Typed:
 
     def require(self, said: str, replace: Mapping[str, str]) -> None:
         """Fail unless something that was said is what the page says."""
-        expected, got = (" ".join(text.split()) for text in (_replaced(self.answer, replace), said))
+        expected, got = (" ".join(text.split()) for text in (replaced(self.answer, replace), said))
         pattern = ".*".join(_anyhow(part) for part in expected.split("..."))
         assert re.fullmatch(pattern, got), f"{self.command}\nsaid:     {got}\nthe page: {expected}"
 
@@ -88,10 +88,13 @@ def _parse(block: str) -> list[Typed]:
     return [Typed("\n".join(command), "\n".join(answer)) for command, answer in found]
 
 
-def _replaced(text: str, replace: Mapping[str, str]) -> str:
-    for old, new in replace.items():
-        text = text.replace(old, new)
-    return text
+def replaced(text: str, replace: Mapping[str, str]) -> str:
+    """Replace names of a page, all at once: what one becomes may be another one of the page's.
+
+    Where one begins with another, the longer is meant.
+    """
+    names = re.compile("|".join(map(re.escape, sorted(replace, key=len, reverse=True))))
+    return names.sub(lambda found: replace[found[0]], text) if replace else text
 
 
 def _anyhow(text: str) -> str:

@@ -13,8 +13,6 @@ import json
 import os
 import sys
 import tempfile
-import time
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,15 +32,15 @@ from chainlift.qcow2.writer import write_image
 from chainlift.qemu.find import find_qemu
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from chainlift.cost.figures import Cost, Figure
 
 HERE = Path(__file__).parent
 QEMUS = ("debian:bullseye", "host", "debian:trixie", "debian:trixie-backports")
 KIB, MIB = 1 << 10, 1 << 20
-#: How often each cell is measured, by default: more often than for a calibration, for a quiet moment of a busy host.
-ROUNDS = 8
+#: How often each cell is measured, by default.
+ROUNDS = 5
 #: The cell of an image of one cluster: what QEMU takes without a chain.
 ONE = "one"
 #: Bytes of a request, and from one to the next.
@@ -52,6 +50,8 @@ READS = {"4k": (4 * KIB, 260 * KIB), "64k": (64 * KIB, 320 * KIB), "4m": (4 * MI
 def cell(spec: Spec, size: str) -> Cell:
     """Return how a chain is read."""
     bytes_, step = READS[size]
+    if size == "4k" and spec.length >= specimens.LONG:
+        step = specimens.LONG_STEP_BYTES
     if spec.l2_cache_bytes is not None:
         step = 8 * MIB + 20 * KIB  # the next slice of 4 KiB, each time
     return Cell(f"{spec.name}, {size}", "", bytes_, step, l2_cache_bytes=spec.l2_cache_bytes)
@@ -97,9 +97,7 @@ def build_all(root: Path, specs: Sequence[Spec]) -> dict[Spec, tuple[Path, Shape
     return found
 
 
-def run(
-    name: str, root: Path, chains: dict[Spec, tuple[Path, Shape]], kept: Path, *, rest_s: float, rounds: int, more: bool
-) -> None:
+def run(name: str, root: Path, chains: dict[Spec, tuple[Path, Shape]], kept: Path, rounds: int) -> None:
     """Measure a calibration's specimens and the chains in the same turns, so that one hour of the host meets both.
 
     :param name: of the QEMU.
@@ -107,13 +105,8 @@ def run(
     :param chains: that are measured.
     :param kept: directory of the results.
     :param rounds: how often each cell is measured.
-    :param more: whether what was kept counts, too.
-    :param rest_s: not 0: run at real-time priority, and rest so long after each turn.
     """
     qemu = find_qemu(name, need=("img",))
-    # On a CPU that is its own; we come before it still, to hold it.
-    cpu = max(os.sched_getaffinity(0))
-    first = replace(qemu, loader=("taskset", "-c", str(cpu), "chrt", "--rr", "1", *qemu.loader)) if rest_s else qemu
     with ScratchDirectory() as directory, tempfile.TemporaryDirectory(dir=root) as place:
         specimens.build(directory)
         write_image(directory / "one.qcow2", virtual_size=64 * MIB)
@@ -121,13 +114,9 @@ def run(
         for number, (spec, (image, _)) in enumerate(chains.items()):
             written = fresh(image, spec, Path(place) / str(number))
             cells += [replace(cell(spec, size), image=str(written), is_optional=True) for size in spec.sizes]
-        # Wakes of threads take three times as long at real-time priority.
-        waking = [c for c in cells if c.aio == "threads" or c.work != "read"]
-        measured = measure_cells(qemu, directory, waking, lambda *_: None, rounds)
         # How fast memory is changes by the minute: reads of one size are near each other.
-        reads = sorted(set(cells) - set(waking), key=lambda c: (c.size, c.name))
-        with quiet(rest_s, len(reads)) as told:
-            measured += measure_cells(first, directory, reads, told, rounds)
+        cells.sort(key=lambda c: (c.aio == "threads" or c.work != "read", c.size, c.name))
+        measured = measure_cells(qemu, directory, cells, report, rounds)
     results = {
         "made": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         "rounds": rounds,
@@ -136,18 +125,13 @@ def run(
     }
     kept.mkdir(exist_ok=True)
     path = kept / f"{short(qemu.version_text)}.json"
-    earlier = json.loads(path.read_text()) if more and path.exists() else None
-    path.write_text(json.dumps(results if earlier is None else merged(earlier, results), indent=0) + "\n")
+    path.write_text(json.dumps(results, indent=0) + "\n")
     conclude(path, chains)
 
 
-def merged(earlier: dict, later: dict) -> dict:
-    """Return the results of both: of each cell the least, as of more rounds."""
-    taken = later["measured"]
-    for name, (request_s, open_s, _) in earlier["measured"].items():
-        if name in taken:
-            taken[name][:2] = [min(request_s, taken[name][0]), min(open_s, taken[name][1])]
-    return {**later, "rounds": earlier["rounds"] + later["rounds"]}
+def report(done: int, planned: int, name: str) -> None:
+    """Say how far it is."""
+    print(f"{done}/{planned} {name}", file=sys.stderr, flush=True)
 
 
 def conclude(kept: Path, chains: dict[Spec, tuple[Path, Shape]]) -> None:
@@ -181,27 +165,6 @@ def rows(qemu: str, spec: Spec, cost: Cost, taken: dict[str, list], one_bytes: i
         if spec.lift == "none":
             # Buffers of a request are not the chain's: of reads of 4 KiB, over one image of one cluster.
             yield row(qemu, spec, "memory", cost.memory_bytes, taken["4k"][2] - one_bytes)
-
-
-@contextmanager
-def quiet(rest_s: float, turn: int) -> Iterator[Callable[[int, int, str], None]]:
-    """Give a progress function that has turns of so many cells run before all else on the host, and rests between."""
-    before, cpus = (os.sched_getscheduler(0), os.sched_getparam(0)), os.sched_getaffinity(0)
-    if rest_s and len(cpus) > 1:
-        os.sched_setaffinity(0, cpus - {max(cpus)})
-
-    def told(done: int, planned: int, name: str) -> None:
-        print(f"{done}/{planned} {name}", file=sys.stderr, flush=True)
-        if rest_s and done % turn == 0:
-            os.sched_setscheduler(0, *before)
-            time.sleep(rest_s if done else 0)
-            os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(2))
-
-    try:
-        yield told
-    finally:
-        os.sched_setscheduler(0, *before)
-        os.sched_setaffinity(0, cpus)
 
 
 def fresh(image: Path, spec: Spec, place: Path) -> Path:
@@ -342,10 +305,7 @@ if __name__ == "__main__":
     parser.add_argument("--refit", action="store_true",
                         help="measure nothing; fit anew to what was measured, after a change of the model")  # fmt: skip
     parser.add_argument("--ship", action="store_true", help="measure nothing; make shipped.json of what was kept")
-    resting = "measure at real-time priority, on a busy host, and rest so long after each turn"
-    parser.add_argument("--rest", metavar="SECONDS", type=float, default=0.0, help=resting)
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="how often each cell is measured")
-    parser.add_argument("--more", action="store_true", help="go on: what was kept counts, too")
     parser.add_argument("--chains", type=Path, help="a directory that keeps the chains from run to run")
     parser.add_argument("--seed", type=int, help="chains drawn by chance, and not those of the table: drawn-SEED.md")
     arguments = parser.parse_args()
@@ -354,14 +314,14 @@ if __name__ == "__main__":
     if not (arguments.draw or arguments.ship):
         with tempfile.TemporaryDirectory(prefix="cost-bench-", dir="/var/tmp") as scratch:
             root = arguments.chains or Path(scratch)
+            root.mkdir(exist_ok=True)
             chains = build_all(root, SPECS if arguments.seed is None else drawn(arguments.seed))
             if arguments.refit:
                 for path in sorted(results.glob("*.json")):
                     conclude(path, chains)
             else:
                 for qemu in arguments.qemu or QEMUS:
-                    of_runs = {"rest_s": arguments.rest, "rounds": arguments.rounds, "more": arguments.more}
-                    run(qemu, root, chains, results, **of_runs)
+                    run(qemu, root, chains, results, arguments.rounds)
     if arguments.ship:
         ship(results)
     found = load(results)

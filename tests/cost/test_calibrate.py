@@ -9,11 +9,12 @@ import pytest
 
 from chainlift.cost import predict
 from chainlift.cost.calibrate import LEAST_SPREAD, Measured, _is_due, calibrate, fit, foreseen, non_negative
-from chainlift.cost.measure import Runs, Taken, measure, with_l2_caches
+from chainlift.cost.measure import Pacing, Runs, Span, Taken, measure, with_l2_caches
 from chainlift.cost.parameters import Parameters
 from chainlift.cost.specimens import Cell, write_index
 from chainlift.cost.store import find_parameters, keep, nearest_shipped
 from chainlift.errors import InputError, QemuError
+from chainlift.host.pace import Pace
 from chainlift.qcow2.writer import write_image
 from chainlift.qemu.find import find_qemu
 
@@ -99,18 +100,60 @@ def test_a_qemu_is_measured(any_qemu, chain_of):
     short, cell = chain_of(40), Cell("", "", 4 * KIB, 68 * KIB)
     one = measure(any_qemu, short.with_name("0"), cell, 3000)
     long = measure(any_qemu, short, cell, 3000)
-    assert long.cpu_s / long.requests > one.cpu_s / one.requests > 0
+    assert long.work.cpu_s / long.requests > one.work.cpu_s / one.requests > 0
     assert long.resident_bytes > one.resident_bytes > MIB
-    assert long.open_cpu_s > 0
+    assert long.opening.cpu_s > 0
+    assert long.work.slowdown is None
+    watched = measure(any_qemu, short, cell, 3000, Pace())
+    assert watched.work.slowdown >= 1
+    assert watched.opening.slowdown >= 1
 
 
 def test_what_loads_tables_is_not_what_a_request_takes():
     def took(requests, cpu_s):
-        return Taken(requests, cpu_s, 0.1, MIB)
+        return Taken(requests, Span(cpu_s), Span(0.1), MIB)
 
     # 80 ms for the tables, and 50 µs a request; of each kind one was disturbed.
     runs = Runs([took(16, 0.2), took(20, 0.081)], [took(1000, 0.13), took(1000, 0.2)])
-    assert runs.request_cpu_s == pytest.approx(50e-6)
+    assert runs.request_cpu_s() == pytest.approx(50e-6)
+
+
+@pytest.fixture
+def paced():
+    """Runs of requests of 50 µs and one of 2 ms, in moments that are up to 1.8 times as slow as the fastest."""
+    random = np.random.default_rng(4)
+
+    def took(requests, each_s):
+        slowdown, opening = random.uniform(1.0, 1.8, 2).tolist()
+        work = Span((0.01 + requests * each_s) * slowdown**1.4, slowdown)
+        return Taken(requests, work, Span(0.1 * opening**0.8, opening), MIB)
+
+    return [Runs([took(8, s) for _ in range(2)], [took(n, s) for _ in range(6)]) for n, s in ((1000, 5e-5), (99, 2e-3))]
+
+
+def test_what_slow_moments_took_is_brought_to_the_pace_of_quiet_ones(paced):
+    pacing = Pacing.of(runs.work_each for runs in paced)
+    assert pacing.power == pytest.approx(1.4)
+    seen = sorted(run.work.slowdown for runs in paced for run in runs.many)
+    assert seen[0] <= pacing.quiet < seen[len(seen) // 2]
+    times = pacing.quiet**1.4
+    assert [runs.request_cpu_s(pacing) for runs in paced] == pytest.approx([5e-5 * times, 2e-3 * times])
+    opening = Pacing.of(runs.openings for runs in paced)
+    assert opening.power == pytest.approx(0.8)
+    assert [runs.open_cpu_s(opening) for runs in paced] == pytest.approx([0.1 * opening.quiet**0.8] * 2)
+
+
+def test_of_runs_that_nobody_watched_the_least_counts(paced):
+    unwatched = [
+        Runs(*([replace(run, work=Span(run.work.cpu_s), opening=Span(run.opening.cpu_s)) for run in kind]
+               for kind in (runs.few, runs.many)))
+        for runs in paced
+    ]  # fmt: skip
+    assert Pacing.of(runs.work_each for runs in unwatched) == Pacing()
+    pacing = Pacing.of(runs.work_each for runs in paced)
+    for runs in unwatched:
+        assert runs.request_cpu_s(pacing) == runs.request_cpu_s()
+        assert runs.open_cpu_s(pacing) == min(span.cpu_s for span in runs.openings)
 
 
 def test_small_caches_reach_every_layer(tmp_path):
@@ -122,15 +165,15 @@ def test_small_caches_reach_every_layer(tmp_path):
     assert name.count('"l2-cache-size": 8192') == 3
     # Every read is in the next of 32 tables, of which the caches hold two.
     cell = Cell("", "", 4 * KIB, 2 * MIB + 4 * KIB, l2_cache_bytes=8192)
-    few = measure(qemu, tmp_path / "2", cell, 3000).cpu_s
-    assert few > measure(qemu, tmp_path / "2", Cell("", "", cell.size, cell.step), 3000).cpu_s
+    few = measure(qemu, tmp_path / "2", cell, 3000).work.cpu_s
+    assert few > measure(qemu, tmp_path / "2", Cell("", "", cell.size, cell.step), 3000).work.cpu_s
 
 
 def test_an_index_of_extents_is_read(any_qemu, tmp_path):
     write_index(tmp_path / "index", 5, np.zeros(4 * MIB, dtype=np.uint8))
     # 5.2 and 7.2 with io_uring hang in a read past a file's end.
     assert (tmp_path / "index/0.vmdk").stat().st_size % 512 == 0
-    assert measure(any_qemu, tmp_path / "index/1.qcow2", Cell("", "", 4 * KIB, 68 * KIB), 5000).cpu_s > 0
+    assert measure(any_qemu, tmp_path / "index/1.qcow2", Cell("", "", 4 * KIB, 68 * KIB), 5000).work.cpu_s > 0
 
 
 def test_an_image_that_does_not_open_is_an_error(tmp_path):

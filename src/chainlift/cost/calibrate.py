@@ -15,11 +15,12 @@ import numpy as np
 from chainlift.chain import open_chain
 from chainlift.chain.summarize import summarize
 from chainlift.cost import model, specimens
-from chainlift.cost.measure import Runs
+from chainlift.cost.measure import Pacing, Runs
 from chainlift.cost.parameters import Parameters, Spread
 from chainlift.cost.shape import Shape, shape_of
 from chainlift.cost.store import nearest_shipped
 from chainlift.errors import QemuError
+from chainlift.host.pace import Pace
 from chainlift.host.scratch import ScratchDirectory
 
 if TYPE_CHECKING:
@@ -38,7 +39,8 @@ _LEAST_ROUNDS = 3
 #: What the linear problem is solved for.
 _LINEAR = (
     "request_s", "write_s", "flush_s", "io_s", "thread_s", "copy_byte_s", "zero_byte_s", "start_byte_s", "level_s",
-    "lookup_s", "task_s", "visit_s", "far_visit_s", "table_s", "inflate_s", "zlib_byte_s", "zstd_byte_s",
+    "lookup_s", "task_s", "task_depth_s", "visit_s", "far_visit_s", "table_s", "inflate_s", "zlib_byte_s",
+    "zstd_byte_s",
 )  # fmt: skip
 _OPEN = (
     "open_s", "open_layer_s", "open_pair_s", "open_triple_s", "open_byte_s", "open_extent_s", "open_extent_pair_s",
@@ -87,12 +89,17 @@ def measure_cells(
 ) -> list[Measured]:
     """Measure cells, in turn and again, so that what else the host does meets all of them.
 
-    All are measured equally often, for the least of many runs is less than that of few; but images that take long to
-    open in some of the rounds, from the first to the last.
+    All are measured equally often, but images that take long to open in some of the rounds, from the first to the last.
+    The pace of the processor is looked at where one thread does the work: two that wake each other must not be kept on
+    one processor, so of theirs the least counts.
 
+    :param qemu: that is measured.
     :param directory: what their images are below.
+    :param cells: what is measured.
+    :param progress: told how many runs are done, of how many, and the name of the next.
     :param rounds: how often.
     """
+    pace = Pace()
     guess = nearest_shipped(qemu.version_text)
     shapes = {cell: cell_shape(directory / cell.image, cell) for cell in cells}
     runs: dict[Cell, Runs] = {cell: Runs() for cell in cells}
@@ -101,16 +108,19 @@ def measure_cells(
         for cell in cells:
             progress(done, rounds * len(cells), cell.name)
             done += 1
-            if turn and not _is_due(turn, rounds, runs[cell].open_cpu_s):
+            if turn and not _is_due(turn, rounds, runs[cell].open_cpu_s()):
                 continue
             each = foreseen(cell, shapes[cell], guess)
+            is_alone = cell.work == "read" and cell.aio != "threads"
             try:
-                runs[cell].add(qemu, directory / cell.image, cell, each)
+                runs[cell].add(qemu, directory / cell.image, cell, each, pace if is_alone else None)
             except QemuError:
                 if not cell.is_optional:
                     raise
+    pacing = Pacing.of(taken.work_each for taken in runs.values())
+    opening = Pacing.of(taken.openings for taken in runs.values())
     return [
-        Measured(cell, shapes[cell], taken.request_cpu_s, taken.open_cpu_s, taken.resident_bytes)
+        Measured(cell, shapes[cell], taken.request_cpu_s(pacing), taken.open_cpu_s(opening), taken.resident_bytes)
         for cell, taken in runs.items()
         if taken.many
     ]

@@ -170,6 +170,7 @@ def read_cpu_s(
         + entered.sum() * p.level_s
         + (entered * _share_with_table(shape)).sum() * p.lookup_s
         + tasks * p.task_s
+        + (np.maximum(0.0, entered - 1) * np.arange(len(entered))).sum() * p.task_depth_s
         + answers.sum() * (p.io_s + p.thread_s * (aio == "threads"))
         + copied * p.copy_byte_s
         + first * p.start_byte_s

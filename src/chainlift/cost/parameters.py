@@ -60,6 +60,9 @@ class Parameters:
     lookup_s: float
     #: A piece of a request that was cut, which is a task of its own (``qcow2_add_task()``).
     task_s: float
+    #: What a level takes more for each one above it, in all pieces but one: they wait side by side, each in a coroutine
+    #: whose stack grows with every level, and push each other out of the near cache. (0: measured before it was known.)
+    task_depth_s: float = 0.0
     #: Walks over the whole graph before a request reaches the first node (``blk_is_available()``): 2 up to 7.2, then 1.
     entry_walks: int
     #: A visit of a node by ``bdrv_(co_)is_inserted()`` in a walk over nodes that the processor's near cache keeps, ...

@@ -23,16 +23,22 @@ if TYPE_CHECKING:
 
     from chainlift.cost.parameters import Aio
 
+    Clusters = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
+
 MIB = 1 << 20
 DISK_BYTES = 128 * MIB
 CLUSTER_BYTES = 64 << 10
 #: Lengths at which the plain chain is read.
 LENGTHS = (10, 30, 100, 200, 300, 420, 560)
+#: A chain of which requests are few.
+LONG = 250
 #: Files of the indexes, and how many of their clusters lie one after the other.
 EXTENTS = (60, 240)
 _TOGETHER = 2
 #: Between reads of 4 KiB: every one in another cluster, and after some rounds every page.
 STEP_BYTES = 260 << 10
+#: The same where requests are few: after some thirty all of the disk was come by, and its tables are loaded.
+LONG_STEP_BYTES = (4 << 20) + STEP_BYTES
 
 
 @dataclass(frozen=True)
@@ -70,10 +76,16 @@ def cells(lengths: Sequence[int] = LENGTHS) -> list[Cell]:
         Cell("zlib, 64k clusters", "zlib.qcow2", 4 << 10, 68 << 10),
         Cell("zlib, 16k clusters", "zlib16.qcow2", 4 << 10, 20 << 10),
         Cell("zstd, 64k clusters", "zstd.qcow2", 4 << 10, 68 << 10, is_optional=True),
-        *(Cell(f"plain {n}, 4k", f"plain/{n}.qcow2", *small) for n in lengths),
+        *(
+            Cell(f"plain {n}, 4k", f"plain/{n}.qcow2", 4 << 10, LONG_STEP_BYTES if n >= LONG else STEP_BYTES)
+            for n in lengths
+        ),
         Cell("without tables 100, 4k", "bare/100.qcow2", *small),
+        Cell("pieces 4, 64k", "few/4.qcow2", *middle),
+        Cell("pieces 4, 4m", "few/4.qcow2", *large),
         Cell("pieces 60, 64k", "mixed/60.qcow2", *middle),
         Cell("pieces 60, 4m", "mixed/60.qcow2", *large),
+        Cell("pieces 200, 4m", "mixed/200.qcow2", *large),
         Cell("small clusters 30, 64k", "fine/30.qcow2", *middle),
         Cell("small clusters 30, 4m", "fine/30.qcow2", *large),
         Cell("large clusters 12, 4k", "coarse/12.qcow2", *small),
@@ -82,13 +94,16 @@ def cells(lengths: Sequence[int] = LENGTHS) -> list[Cell]:
         Cell(f"extents {EXTENTS[-1]}, 4m", f"extents{EXTENTS[-1]}/1.qcow2", *large),
         # Each read is in the next slice of a table, and the cache holds 8 of 16.
         # 10.0 was seen to crash of it (SIGSEGV), now and then.
-        Cell(
-            "small caches 4, 4k",
-            "fine/4.qcow2",
-            4 << 10,
-            8 * MIB + (20 << 10),
-            l2_cache_bytes=32 << 10,
-            is_optional=True,
+        *(
+            Cell(
+                f"small caches {n}, 4k",
+                f"fine/{n}.qcow2",
+                4 << 10,
+                8 * MIB + (20 << 10),
+                l2_cache_bytes=32 << 10,
+                is_optional=True,
+            )
+            for n in (4, 30)
         ),
         Cell("write, one image", "written/0.qcow2", 4 << 10, 4 << 10, work="write"),
         Cell("write, 200 layers", "written/200.qcow2", 4 << 10, 4 << 10, work="write"),
@@ -117,7 +132,8 @@ def build(directory: Path, lengths: Sequence[int] = LENGTHS) -> None:
     write_layers(plain, last, data)
     for name, layers in (
         ("bare", [everywhere[:0]] * 100),
-        ("mixed", [np.sort(random.choice(everywhere, 30, replace=False)) for _ in range(60)]),
+        ("few", _random_layers(random, everywhere, [len(everywhere) // 4] * 4)),
+        ("mixed", _random_layers(random, everywhere, [30] * 60 + [8] * 140)),
     ):
         (directory / name).mkdir()
         (directory / name / "0.qcow2").symlink_to("../plain/0.qcow2")
@@ -147,9 +163,13 @@ def build(directory: Path, lengths: Sequence[int] = LENGTHS) -> None:
     )  # fmt: skip
 
 
+def _random_layers(random: np.random.Generator, clusters: Clusters, counts: Sequence[int]) -> list[Clusters]:
+    return [np.sort(random.choice(clusters, count, replace=False)) for count in counts]
+
+
 def write_layers(
     directory: Path,
-    layers: Sequence[np.ndarray[tuple[int, ...], np.dtype[np.int64]]],
+    layers: Sequence[Clusters],
     data: np.ndarray[tuple[int, ...], np.dtype[np.uint8]],
     *,
     cluster_size: int = CLUSTER_BYTES,

@@ -35,6 +35,10 @@ if TYPE_CHECKING:
     from chainlift.qemu.binary import Qemu
 
 
+#: What managers have said so long ago is asked again before a switch: building and comparing take minutes.
+_FRESH_S = 2.0
+
+
 class DiskAtRest:
     """An image that no QEMU has open. See :class:`chainlift.lift.disk.Disk`.
 
@@ -47,8 +51,9 @@ class DiskAtRest:
         self._image = Path(absolute_name(os.fspath(image)))
         self._qemu = qemu
         self._force = force
-        #: Managers are asked once for a verb; None before.
+        #: What managers have said, and when; None before they were asked.
         self._definitions: Definitions | None = None
+        self._asked_s = 0.0
         #: What they were asked for.
         self._is_for_index = False
         #: What an operator should know afterwards.
@@ -103,8 +108,7 @@ class DiskAtRest:
         """Refuse an image that a QEMU has open, that cannot be written to, or whose chain somebody else keeps."""
         _require_free(self._image)
         if not self._force and (self._definitions is None or for_index > self._is_for_index):
-            self._definitions = _refuse_managed(self._image, for_index=for_index)
-            self._is_for_index = for_index
+            self._ask_managers(for_index=for_index)
 
     def check_again(self) -> None:
         """Who came meanwhile has the layers open too, and is asked about them; a writer the caller's lock refuses."""
@@ -135,6 +139,8 @@ class DiskAtRest:
 
     def switch(self, changes: Sequence[Change], *, rate_bytes_per_s: int | None = None) -> None:  # noqa: ARG002 - copies nothing
         """Switch header after header; where one fails, those before are switched back."""
+        if self._definitions is not None and time.monotonic() - self._asked_s > _FRESH_S:
+            self._ask_managers(for_index=self._is_for_index)
         for change in changes:
             _require_free(change.owner)
             _require_unchanged(change)
@@ -171,6 +177,10 @@ class DiskAtRest:
         if mark is not None and mark.is_paused:
             with suppress(OSError):
                 write_mark(self._image, replace(mark, is_paused=False, at_s=time.time()), state_directory())
+
+    def _ask_managers(self, *, for_index: bool) -> None:
+        self._definitions = _refuse_managed(self._image, for_index=for_index)
+        self._is_for_index, self._asked_s = for_index, time.monotonic()
 
     def _undo(self, changes: Sequence[Change], cause: BaseException) -> None:
         for change in reversed(changes):

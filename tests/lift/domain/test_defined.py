@@ -7,6 +7,11 @@ from tests.support.domain import DISK, XML, Machine
 from tests.support.libvirt import running_libvirtd, virsh
 from tests.support.stock import create, everything, make_pool, read
 
+from chainlift import index
+from chainlift.errors import ImageError
+from chainlift.lift import at_rest
+from chainlift.lift.compare.stock import compare_stock
+
 pytestmark = [pytest.mark.integration, pytest.mark.needs("libvirt")]
 
 
@@ -129,6 +134,25 @@ def test_no_index_is_made_of_a_disk_whose_definition_says_what_is_below(verb, tm
         assert (said.status, "<backingStore>" in said.err) == (2, True), said
         virsh("undefine", "other")
     image.unlink()
+    assert everything(tmp_path / "images") == files
+
+
+def test_a_domain_that_is_defined_while_an_index_is_built_is_seen(tmp_path, monkeypatch):
+    image = make_pool(tmp_path / "images", "base.qcow2", "a.qcow2", "b.qcow2", absolute=True)[-1]
+    files = everything(tmp_path / "images")
+    with running_libvirtd() as place:
+        disk = DISK.format(image=image, target="vda", store="", more="", cache="none")
+        (place / "some.xml").write_text(XML.format(name="late", disks=disk))
+
+        def compare(*parts, **options):
+            virsh("define", place / "some.xml")
+            compare_stock(*parts, **options)
+
+        monkeypatch.setattr(at_rest, "compare_stock", compare)
+        monkeypatch.setattr(at_rest, "_FRESH_S", 0.0)
+        with pytest.raises(ImageError, match="the disk vda of the libvirt domain late"):
+            index(at_rest.DiskAtRest(image))
+        virsh("undefine", "late")
     assert everything(tmp_path / "images") == files
 
 

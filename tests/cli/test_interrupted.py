@@ -21,7 +21,7 @@ from tests.support.owned_chain import everything, make_owned_chain
 
 from chainlift.lift.record.pointer import read_pointer
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.integration, pytest.mark.no_cover, pytest.mark.timeout(3600)]
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 LAYERS = 10

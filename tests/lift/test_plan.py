@@ -55,7 +55,7 @@ def check_plan(image, qemu):
     return choices
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", [*range(15), *(pytest.param(seed, marks=pytest.mark.long) for seed in range(15, 40))])
 def test_a_plan_says_what_each_lift_copies(tmp_path, host_qemu, seed):
     check_plan(make_chain(tmp_path / "c", seed), host_qemu)
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from chainlift.qemu.binary import Qemu
 
 #: How often each cell is measured: all within a minute.
-ROUNDS = 4
+ROUNDS = 3
 #: CPU seconds that opening a cell's image may take in all rounds, and in how many of them it is measured at least.
 _OPENING_S = 5.0
 _LEAST_ROUNDS = 3

@@ -42,8 +42,9 @@ _LEAST_REQUESTS, _MOST_REQUESTS = 32, 30_000
 _LEAST_FIRST, _MOST_FIRST = 8, 6_000
 #: The many are so many times as many at least, lest the noise of the few is theirs.
 _MANY = 4
-#: What the few take is a small part: it need not be measured each time.
+#: What the few take is a small part: it need not be measured each time, and once where opening takes so long.
 _ROUNDS_OF_FEW = 2
+_LONG_OPENING_S = 1.0
 #: Of all runs' slowdowns so large a part is less than that of quiet moments.
 _QUIET_PART = 0.1
 #: CPU time grows by this power of the slowdown at most: more is noise.
@@ -126,10 +127,10 @@ class Runs:
         :raise QemuError: if QEMU fails.
         """
         each = max(1e-7, self.request_cpu_s() if self.many else guess_s)
-        if len(self.few) < _ROUNDS_OF_FEW:
+        if len(self.few) < (1 if self.open_cpu_s() > _LONG_OPENING_S else _ROUNDS_OF_FEW):
             few = int(min(_MOST_FIRST, max(_LEAST_FIRST, _FIRST_S / each)))
             self.few.append(measure(qemu, image, cell, few, pace))
-        budget_s = max(_BUDGET_S, 2 * min(run.work.cpu_s for run in self.few))
+        budget_s = max(_BUDGET_S, *(run.work.cpu_s for run in self.few))
         many = int(min(_MOST_REQUESTS, max(_LEAST_REQUESTS, budget_s / each)))
         self.many.append(measure(qemu, image, cell, max([many, *(_MANY * run.requests for run in self.few)]), pace))
 

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 _STEPS, _TIMES = 8_000, 3
 #: For how long the fastest moment is looked for first, on each processor.
 _LEARN_S = 0.3
-#: From one look to the next.
-_BETWEEN_S = 0.005
+#: From one look to the next: a part of what has passed, for a look takes a millisecond of the processor.
+_BETWEEN_S, _MOST_BETWEEN_S = 0.005, 0.03
 
 
 @dataclass
@@ -57,7 +57,7 @@ class Pace:
         ended, watched = threading.Event(), Watched()
 
         def watch() -> None:
-            while not ended.wait(_BETWEEN_S):
+            while not ended.wait(min(_MOST_BETWEEN_S, _BETWEEN_S * len(watched.looks))):
                 watched.looks.append(self._look())
 
         before = os.sched_getaffinity(0)

@@ -50,8 +50,8 @@ READS = {"4k": (4 * KIB, 260 * KIB), "64k": (64 * KIB, 320 * KIB), "4m": (4 * MI
 def cell(spec: Spec, size: str) -> Cell:
     """Return how a chain is read."""
     bytes_, step = READS[size]
-    if size == "4k" and spec.length >= specimens.LONG:
-        step = specimens.LONG_STEP_BYTES
+    if size == "4k":
+        step = specimens.small_step_bytes(spec.length)
     if spec.l2_cache_bytes is not None:
         step = 8 * MIB + 20 * KIB  # the next slice of 4 KiB, each time
     return Cell(f"{spec.name}, {size}", "", bytes_, step, l2_cache_bytes=spec.l2_cache_bytes)
@@ -115,7 +115,7 @@ def run(name: str, root: Path, chains: dict[Spec, tuple[Path, Shape]], kept: Pat
             written = fresh(image, spec, Path(place) / str(number))
             cells += [replace(cell(spec, size), image=str(written), is_optional=True) for size in spec.sizes]
         # How fast memory is changes by the minute: reads of one size are near each other.
-        cells.sort(key=lambda c: (c.aio == "threads" or c.work != "read", c.size, c.name))
+        cells.sort(key=lambda c: (c.wakes_threads, c.size, c.name))
         measured = measure_cells(qemu, directory, cells, report, rounds)
     results = {
         "made": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",

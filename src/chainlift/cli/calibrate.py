@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def command(qemu_specs: tuple[str, ...], as_json: bool) -> None:
     """Measure each step of a QEMU's work on this host, for `cost`, `inspect`, `plan` and `survey`.
 
-    Takes about a minute and 400 MB of temporary space a QEMU. What is found is kept in chainlift's cache, by
+    Takes about a minute and 1.2 GB of temporary space a QEMU. What is found is kept in chainlift's cache, by
     the QEMU's build, and takes the place of the figures that chainlift brings along. Better on a quiet host.
     """
     from dataclasses import asdict

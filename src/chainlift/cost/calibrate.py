@@ -111,9 +111,8 @@ def measure_cells(
             if turn and not _is_due(turn, rounds, runs[cell].open_cpu_s()):
                 continue
             each = foreseen(cell, shapes[cell], guess)
-            is_alone = cell.work == "read" and cell.aio != "threads"
             try:
-                runs[cell].add(qemu, directory / cell.image, cell, each, pace if is_alone else None)
+                runs[cell].add(qemu, directory / cell.image, cell, each, None if cell.wakes_threads else pace)
             except QemuError:
                 if not cell.is_optional:
                     raise

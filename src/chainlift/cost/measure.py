@@ -9,7 +9,7 @@ of 2 MiB takes 1.2 ms a layer: what a few requests take is measured by itself an
 from __future__ import annotations
 
 import json
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -26,7 +26,8 @@ from chainlift.qemu.bench import reading
 from chainlift.qemu.memory import read_resident_set
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
+    from contextlib import AbstractContextManager
 
     from chainlift.cost.shape import Floats
     from chainlift.cost.specimens import Cell
@@ -232,10 +233,8 @@ def _measure(qemu: Qemu, image: Path, cell: Cell, requests: int, pace: Pace | No
     return Taken(requests, Span(taken, working.slowdown), Span(opened, opening.slowdown), own_bytes)
 
 
-@contextmanager
-def _watching(pace: Pace | None) -> Iterator[Watched]:
-    with nullcontext(Watched()) if pace is None else pace.watching() as watched:
-        yield watched
+def _watching(pace: Pace | None) -> AbstractContextManager[Watched]:
+    return nullcontext(Watched()) if pace is None else pace.watching()
 
 
 def with_l2_caches(image: Path, cache_bytes: int) -> str:

@@ -59,6 +59,16 @@ class Cell:
     #: A QEMU may have been built without what it needs, or crash of it: then the shipped figure is taken.
     is_optional: bool = False
 
+    @property
+    def wakes_threads(self) -> bool:
+        """Whether QEMU's main thread is not alone with the work: others are woken, of its pool or the kernel's."""
+        return self.aio == "threads" or self.work != "read"
+
+
+def small_step_bytes(layers: int) -> int:
+    """Return how far it is from one read of 4 KiB to the next, in a chain of so many layers."""
+    return LONG_STEP_BYTES if layers >= LONG else STEP_BYTES
+
 
 def cells(lengths: Sequence[int] = LENGTHS) -> list[Cell]:
     """Return what is measured for a calibration, short chains first.
@@ -76,10 +86,7 @@ def cells(lengths: Sequence[int] = LENGTHS) -> list[Cell]:
         Cell("zlib, 64k clusters", "zlib.qcow2", 4 << 10, 68 << 10),
         Cell("zlib, 16k clusters", "zlib16.qcow2", 4 << 10, 20 << 10),
         Cell("zstd, 64k clusters", "zstd.qcow2", 4 << 10, 68 << 10, is_optional=True),
-        *(
-            Cell(f"plain {n}, 4k", f"plain/{n}.qcow2", 4 << 10, LONG_STEP_BYTES if n >= LONG else STEP_BYTES)
-            for n in lengths
-        ),
+        *(Cell(f"plain {n}, 4k", f"plain/{n}.qcow2", 4 << 10, small_step_bytes(n)) for n in lengths),
         Cell("without tables 100, 4k", "bare/100.qcow2", *small),
         Cell("pieces 4, 64k", "few/4.qcow2", *middle),
         Cell("pieces 4, 4m", "few/4.qcow2", *large),
@@ -113,7 +120,7 @@ def cells(lengths: Sequence[int] = LENGTHS) -> list[Cell]:
 
 
 def build(directory: Path, lengths: Sequence[int] = LENGTHS) -> None:
-    """Write all images; some 250 MB."""
+    """Write all images; 1.2 GB."""
     random = np.random.default_rng(1)
     data = random.integers(0, 256, DISK_BYTES, dtype=np.uint8)
     write_image(directory / "empty.qcow2", virtual_size=DISK_BYTES)

@@ -2,8 +2,8 @@
 
 Measures the specimens of a calibration and the chains of ``chains.py`` in the same turns, fits each QEMU's parameters
 to the former alone, foresees the latter, and writes ``results/RELEASE.json``, ``table.md`` and ``docs/cost.png``.
-``--draw`` makes the latter two of the first again, ``--refit`` all three of what was measured. The chains that are
-measured here never change a parameter.
+``--draw`` makes the latter two of the first again, ``--refit`` all three of what was measured, of which each repeat is
+kept. The chains that are measured here never change a parameter.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from chains import SPECS, Spec, build, drawn
 from chainlift.chain import open_chain
 from chainlift.chain.summarize import summarize
 from chainlift.cost import Shape, predict, shape_of, specimens
-from chainlift.cost.calibrate import LEAST_SPREAD, Measured, cell_shape, fit, foreseen, measure_cells
+from chainlift.cost.calibrate import LEAST_SPREAD, as_measured, fit, foreseen, run_cells
+from chainlift.cost.measure import Runs, Span, Taken, settle
 from chainlift.cost.specimens import Cell
 from chainlift.host.process import run_tool
 from chainlift.host.scratch import ScratchDirectory
@@ -32,9 +33,10 @@ from chainlift.qcow2.writer import write_image
 from chainlift.qemu.find import find_qemu
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from chainlift.cost.figures import Cost, Figure
+    from chainlift.cost.measure import Settled
 
 HERE = Path(__file__).parent
 QEMUS = ("debian:bullseye", "host", "debian:trixie", "debian:trixie-backports")
@@ -116,17 +118,47 @@ def run(name: str, root: Path, chains: dict[Spec, tuple[Path, Shape]], kept: Pat
             cells += [replace(cell(spec, size), image=str(written), is_optional=True) for size in spec.sizes]
         # How fast memory is changes by the minute: reads of one size are near each other.
         cells.sort(key=lambda c: (c.wakes_threads, c.size, c.name))
-        measured = measure_cells(qemu, directory, cells, report, rounds)
+        runs = run_cells(qemu, directory, cells, report, rounds)
     results = {
         "made": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         "rounds": rounds,
         "qemu": qemu.version_text,
-        "measured": {m.cell.name: [m.request_cpu_s, m.open_cpu_s, m.resident_bytes] for m in measured},
+        "runs": {cell.name: kept_runs(taken) for cell, taken in runs.items() if taken.many},
     }
     kept.mkdir(exist_ok=True)
     path = kept / f"{short(qemu.version_text)}.json"
-    path.write_text(json.dumps(results, indent=0) + "\n")
+    write(path, results)
     conclude(path, chains)
+
+
+def write(path: Path, results: dict) -> None:
+    """Keep results, a line for each of what a release has many of."""
+    parts = []
+    for name, value in results.items():
+        text = json.dumps(value)
+        if isinstance(value, list):
+            text = "[\n" + ",\n".join(map(json.dumps, value)) + "\n]"
+        elif isinstance(value, dict):
+            text = "{\n" + ",\n".join(f"{json.dumps(key)}: {json.dumps(one)}" for key, one in value.items()) + "\n}"
+        parts.append(f"{json.dumps(name)}: {text}")
+    path.write_text("{\n" + ",\n".join(parts) + "\n}\n")
+
+
+def kept_runs(runs: Runs) -> list[list[list]]:
+    """Return all that was measured of a cell as plain values: of few requests, and of many."""
+
+    def span(one: Span) -> list:
+        return [float(f"{one.cpu_s:.6g}"), one.slowdown and round(one.slowdown, 4)]
+
+    return [
+        [[run.requests, *span(run.work), *span(run.opening), run.resident_bytes] for run in kind]
+        for kind in (runs.few, runs.many)
+    ]
+
+
+def runs_of(kept: list[list[list]]) -> Runs:
+    """Return what :func:`kept_runs` made plain values of."""
+    return Runs(*([Taken(r[0], Span(*r[1:3]), Span(*r[3:5]), r[5]) for r in kind] for kind in kept))
 
 
 def report(done: int, planned: int, name: str) -> None:
@@ -137,34 +169,40 @@ def report(done: int, planned: int, name: str) -> None:
 def conclude(kept: Path, chains: dict[Spec, tuple[Path, Shape]]) -> None:
     """Fit the parameters to what was measured of the specimens, and put beside it what they foresee of the chains."""
     results = json.loads(kept.read_text())
-    measured = results["measured"]
+    runs = {name: runs_of(one) for name, one in results["runs"].items()}
+    settled = settle(runs)
     with ScratchDirectory() as directory:
         specimens.build(directory)
-        theirs = [
-            Measured(one, cell_shape(directory / one.image, one), *measured[one.name])
-            for one in specimens.cells()
-            if one.name in measured
-        ]
+        theirs = [as_measured(directory, one, settled[one.name]) for one in specimens.cells() if one.name in settled]
     fitted = fit(results["qemu"], theirs)
     results["parameters"] = asdict(fitted)
     results["specimens"] = {m.cell.name: foreseen(m.cell, m.shape, fitted) for m in theirs}
     results["cells"] = []
     for spec, (_, found) in chains.items():
         cost = predict(found, fitted, spec.lift, aio="io_uring")  # type: ignore[arg-type]
-        of_spec = {size: taken for size in spec.sizes if (taken := measured.get(cell(spec, size).name))}
-        results["cells"] += rows(short(results["qemu"]), spec, cost, of_spec, measured[ONE][2])
-    kept.write_text(json.dumps(results, indent=0) + "\n")
+        of_spec = {size: taken for size in spec.sizes if (taken := settled.get(cell(spec, size).name))}
+        results["cells"] += rows(short(results["qemu"]), spec, cost, of_spec, settled[ONE].resident_bytes)
+    of_chains = {cell(spec, size).name for spec in chains for size in spec.sizes} & settled.keys()
+    results["halves_agree"] = halves_agree(runs, of_chains)
+    write(kept, results)
 
 
-def rows(qemu: str, spec: Spec, cost: Cost, taken: dict[str, list], one_bytes: int) -> Iterator[dict]:
+def halves_agree(runs: dict[str, Runs], names: Iterable[str]) -> float:
+    """Return in which part of the cells two halves of the repeats agree within 20 %: no model can do better."""
+    halves = [settle({name: Runs(one.few, one.many[n::2]) for name, one in runs.items()}) for n in (0, 1)]
+    ratios = [halves[0][name].request_cpu_s / halves[1][name].request_cpu_s for name in names]
+    return float(np.mean([1 / 1.2 <= ratio <= 1.2 for ratio in ratios]))
+
+
+def rows(qemu: str, spec: Spec, cost: Cost, taken: dict[str, Settled], one_bytes: int) -> Iterator[dict]:
     """Yield the cells of one chain, what was foreseen and what was measured."""
-    for size, (request_s, _, _) in taken.items():
-        yield row(qemu, spec, f"{size} read", getattr(cost, f"read_{size}_cpu_s"), request_s)
+    for size, settled in taken.items():
+        yield row(qemu, spec, f"{size} read", getattr(cost, f"read_{size}_cpu_s"), settled.request_cpu_s)
     if taken and spec.l2_cache_bytes is None:  # options that nest make opening another thing
-        yield row(qemu, spec, "open", cost.open_cpu_s, taken["4k"][1])
+        yield row(qemu, spec, "open", cost.open_cpu_s, taken["4k"].open_cpu_s)
         if spec.lift == "none":
             # Buffers of a request are not the chain's: of reads of 4 KiB, over one image of one cluster.
-            yield row(qemu, spec, "memory", cost.memory_bytes, taken["4k"][2] - one_bytes)
+            yield row(qemu, spec, "memory", cost.memory_bytes, taken["4k"].resident_bytes - one_bytes)
 
 
 def fresh(image: Path, spec: Spec, place: Path) -> Path:
@@ -213,6 +251,7 @@ def load(results: Path) -> dict:
     found = [json.loads(path.read_text()) for path in results.glob("*.json")]
     found.sort(key=lambda one: tuple(map(int, one["cells"][0]["qemu"].split("."))))
     return {"made": ", ".join(f"{o['cells'][0]['qemu']}: {o['made']}, {o['rounds']} rounds" for o in found),
+            "halves_agree": {one["cells"][0]["qemu"]: one["halves_agree"] for one in found},
             "cells": [cell for one in found for cell in one["cells"]]}  # fmt: skip
 
 
@@ -246,6 +285,8 @@ def summary(results: dict) -> Iterator[str]:
     said = {release: [c for c in known(results["cells"]) if c["qemu"] == release] for release in releases}
     shares = [np.mean([c["within"][0] <= c["measured"] <= c["within"][1] for c in cells]) for cells in said.values()]
     yield "| in the range that is said | " + " | ".join(f"{share:.0%}" for share in shares) + " |"
+    halves = (results["halves_agree"][release] for release in releases)
+    yield "| two halves of the repeats agree on a read within 20 % | " + " | ".join(f"{h:.0%}" for h in halves) + " |"
     yield ""
     yield "| chain | | " + " | ".join(f"{r} measured | ratio" for r in releases) + " |"
     yield "|---" * (2 * len(releases) + 2) + "|"

@@ -9,7 +9,7 @@ import pytest
 
 from chainlift.cost import predict
 from chainlift.cost.calibrate import LEAST_SPREAD, Measured, _is_due, calibrate, fit, foreseen, non_negative
-from chainlift.cost.measure import Pacing, Runs, Span, Taken, measure, with_l2_caches
+from chainlift.cost.measure import Pacing, Runs, Settled, Span, Taken, measure, settle, with_l2_caches
 from chainlift.cost.parameters import Parameters
 from chainlift.cost.specimens import Cell, write_index
 from chainlift.cost.store import find_parameters, keep, nearest_shipped
@@ -141,6 +141,11 @@ def test_what_slow_moments_took_is_brought_to_the_pace_of_quiet_ones(paced):
     opening = Pacing.of(runs.openings for runs in paced)
     assert opening.power == pytest.approx(0.8)
     assert [runs.open_cpu_s(opening) for runs in paced] == pytest.approx([0.1 * opening.quiet**0.8] * 2)
+    settled = settle({"fast": paced[0], "slow": paced[1], "never measured": Runs()})
+    assert settled == {
+        name: Settled(runs.request_cpu_s(pacing), runs.open_cpu_s(opening), MIB)
+        for name, runs in (("fast", paced[0]), ("slow", paced[1]))
+    }
 
 
 def test_of_runs_that_nobody_watched_the_least_counts(paced):

@@ -145,7 +145,7 @@ def _run(daemon: Libvirtd, record_property, **how) -> None:
 
 @pytest.mark.timeout(1200)
 def test_nobody_is_hurt_beside_libvirt(daemon, record_property):
-    runs = int(os.environ.get("NEIGHBOURS_RUNS", "15"))
+    runs = int(os.environ.get("NEIGHBOURS_RUNS", "10"))
     _run(
         daemon,
         record_property,

@@ -104,7 +104,7 @@ def _run(place: Path, record_property, **how) -> None:
 
 @pytest.mark.timeout(1200)
 def test_nobody_is_hurt(place, record_property):
-    runs = int(os.environ.get("NEIGHBOURS_RUNS", "50"))
+    runs = int(os.environ.get("NEIGHBOURS_RUNS", "30"))
     _run(
         place,
         record_property,

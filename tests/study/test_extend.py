@@ -16,7 +16,7 @@ def changed(**values):
         {"repeats": 4},
         {"lengths": (1, 10, 20, 50, 100, 200, 300)},
         {"qemu": ("host", "debian:trixie")},
-        {"tests": (*PLAN.tests, "profile")},
+        {"tests": (*PLAN.tests, "boot")},
         {"lift": ("none", "index")},
         {"live": True},
         {"name": "other", "chains": "/elsewhere"},
@@ -41,6 +41,13 @@ def test_more_of_the_same_extends_a_plan_and_less_does_not(more):
 )
 def test_what_changes_a_figure_makes_another_plan(other):
     assert not extends(changed(**other), PLAN)
+
+
+def test_settings_of_a_test_that_was_not_measured_are_free():
+    other = PLAN.profile.model_copy(update={"seconds": 9.0})
+    without = changed(tests=("read", "stream"))
+    assert extends(changed(profile=other), without)
+    assert not extends(changed(profile=other), changed(tests=("read", "profile")))
 
 
 def test_an_empty_list_of_lengths_is_all_of_them():

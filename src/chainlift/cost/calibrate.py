@@ -15,7 +15,7 @@ import numpy as np
 from chainlift.chain import open_chain
 from chainlift.chain.summarize import summarize
 from chainlift.cost import model, specimens
-from chainlift.cost.measure import Pacing, Runs
+from chainlift.cost.measure import Runs, settle
 from chainlift.cost.parameters import Parameters, Spread
 from chainlift.cost.shape import Shape, shape_of
 from chainlift.cost.store import nearest_shipped
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
+    from chainlift.cost.measure import Settled
     from chainlift.cost.shape import Floats
     from chainlift.cost.specimens import Cell
     from chainlift.qemu.binary import Qemu
@@ -60,7 +61,7 @@ _MARGIN = 1.5
 
 @dataclass(frozen=True)
 class Measured:
-    """A cell and what it took at least."""
+    """A cell and what it took."""
 
     cell: Cell
     shape: Shape
@@ -77,16 +78,26 @@ def calibrate(qemu: Qemu, progress: Callable[[int, int, str], None] = lambda _do
     """
     with ScratchDirectory() as directory:
         specimens.build(directory)
-        return fit(qemu.version_text, measure_cells(qemu, directory, specimens.cells(), progress))
+        settled = settle(run_cells(qemu, directory, specimens.cells(), progress))
+        return fit(qemu.version_text, [as_measured(directory, cell, found) for cell, found in settled.items()])
 
 
-def measure_cells(
+def as_measured(directory: Path, cell: Cell, settled: Settled) -> Measured:
+    """Return a cell with its shape and what its runs say.
+
+    :param directory: what its image is below.
+    """
+    found = settled.request_cpu_s, settled.open_cpu_s, settled.resident_bytes
+    return Measured(cell, cell_shape(directory / cell.image, cell), *found)
+
+
+def run_cells(
     qemu: Qemu,
     directory: Path,
     cells: Sequence[Cell],
     progress: Callable[[int, int, str], None],
     rounds: int = ROUNDS,
-) -> list[Measured]:
+) -> dict[Cell, Runs]:
     """Measure cells, in turn and again, so that what else the host does meets all of them.
 
     All are measured equally often, but images that take long to open in some of the rounds, from the first to the last.
@@ -116,13 +127,7 @@ def measure_cells(
             except QemuError:
                 if not cell.is_optional:
                     raise
-    pacing = Pacing.of(taken.work_each for taken in runs.values())
-    opening = Pacing.of(taken.openings for taken in runs.values())
-    return [
-        Measured(cell, shapes[cell], taken.request_cpu_s(pacing), taken.open_cpu_s(opening), taken.resident_bytes)
-        for cell, taken in runs.items()
-        if taken.many
-    ]
+    return runs
 
 
 def _is_due(turn: int, rounds: int, open_s: float) -> bool:

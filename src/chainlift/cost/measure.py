@@ -13,7 +13,7 @@ from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -26,13 +26,15 @@ from chainlift.qemu.bench import reading
 from chainlift.qemu.memory import read_resident_set
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from chainlift.cost.shape import Floats
     from chainlift.cost.specimens import Cell
     from chainlift.host.pace import Pace
     from chainlift.qemu.binary import Qemu
+
+_Key = TypeVar("_Key")
 
 _WORK = {"read": (), "write": ("-w",), "flush": ("-w", "--flush-interval=1")}
 #: Where this process is not let run, QEMU is done before it can be held: then again with more requests.
@@ -171,6 +173,29 @@ class Runs:
     def resident_bytes(self) -> int:
         """Resident memory at the end."""
         return int(median(run.resident_bytes for run in self.many))
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What a cell's runs say together."""
+
+    request_cpu_s: float
+    open_cpu_s: float
+    resident_bytes: int
+
+
+def settle(runs: Mapping[_Key, Runs]) -> dict[_Key, Settled]:
+    """Bring what was measured to the pace of quiet moments, which all runs together tell.
+
+    :param runs: of each cell; one that was never measured is left out.
+    """
+    pacing = Pacing.of(taken.work_each for taken in runs.values())
+    opening = Pacing.of(taken.openings for taken in runs.values())
+    return {
+        key: Settled(taken.request_cpu_s(pacing), taken.open_cpu_s(opening), taken.resident_bytes)
+        for key, taken in runs.items()
+        if taken.many
+    }
 
 
 def measure(qemu: Qemu, image: Path, cell: Cell, requests: int, pace: Pace | None = None) -> Taken:

@@ -14,13 +14,15 @@ _LENGTHS = ("guest_lengths", "lift_lengths", "stream_lengths")
 #: What changes no figure by itself: how a study is called and where its chain lies, in which order its cells are
 #: measured, how long it waits for a quiet machine.
 _FREE = ("name", "chains", "live", "seed", "quiet")
+#: Settings that one test alone has: of a test that was not measured, they are free.
+_OF_TEST = {"profile": "profile", "limits": "limits"}
 
 
 def extends(plan: Plan, earlier: Plan) -> bool:
     """Say whether a plan asks for everything that an earlier one asked for in the same way, and maybe for more.
 
-    More are lengths, tests, QEMUs, lifts, values of what is varied, and repeats; whatever else changes a figure has to
-    be as it was.
+    More are lengths, tests with what they alone are told, QEMUs, lifts, values of what is varied, and repeats; whatever
+    else changes a figure has to be as it was.
     """
     now, before = plan.model_dump(), earlier.model_dump()
     if not all(set(before[key]) <= set(now[key]) for key in _LISTS):
@@ -36,6 +38,7 @@ def extends(plan: Plan, earlier: Plan) -> bool:
     if any(more < less for more, less in zip(_repeats(plan), _repeats(earlier), strict=True)):
         return False
     same: dict[str, object] = dict.fromkeys((*_LISTS, *_LENGTHS, "repeats", "stream_repeats", *_FREE))
+    same |= dict.fromkeys(key for test, key in _OF_TEST.items() if test not in earlier.tests)
     for values in (now, before):
         values["host_read"] |= dict.fromkeys(("repeats", "other_repeats"))
     return {**now, **same} == {**before, **same} and plan.live >= earlier.live

@@ -88,6 +88,7 @@ def test_the_schema_of_a_calibration_names_every_parameter():
 def test_an_image_that_takes_long_to_open_is_measured_in_some_rounds_from_first_to_last():
     due = {open_s: [turn for turn in range(1, 8) if _is_due(turn, 8, open_s)] for open_s in (0.01, 0.8, 3.0)}
     assert due == {0.01: [1, 2, 3, 4, 5, 6, 7], 0.8: [2, 3, 5, 6, 7], 3.0: [4, 7]}
+    assert [turn for turn in (1, 2) if _is_due(turn, 3, 3.0)] == [2]
 
 
 def test_the_nearest_release_is_the_one_before():

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 #: How often each cell is measured: all within a minute.
 ROUNDS = 3
-#: CPU seconds that opening a cell's image may take in all rounds, and in how many of them it is measured at least.
+#: CPU seconds that opening a cell's image may take in all rounds; in how many it is measured at least, or in all but one.
 _OPENING_S = 5.0
 _LEAST_ROUNDS = 3
 #: What the linear problem is solved for.
@@ -132,7 +132,7 @@ def run_cells(
 
 def _is_due(turn: int, rounds: int, open_s: float) -> bool:
     """Whether a cell is measured in a round behind the first, if its image takes so long to open."""
-    times = min(rounds, max(_LEAST_ROUNDS, int(_OPENING_S / open_s))) - 1
+    times = min(rounds, max(min(_LEAST_ROUNDS, rounds - 1), int(_OPENING_S / open_s))) - 1
     return turn * times // (rounds - 1) > (turn - 1) * times // (rounds - 1)
 
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 #: How often each cell is measured: all within a minute.
 ROUNDS = 3
-#: CPU seconds that opening a cell's image may take in all rounds; in how many it is measured at least, or in all but one.
+#: CPU seconds that opening a cell's image may take in all rounds; in how many it is measured at least, or all but one.
 _OPENING_S = 5.0
 _LEAST_ROUNDS = 3
 #: What the linear problem is solved for.

@@ -61,8 +61,8 @@ def test_every_sample_that_a_plan_asks_for_is_taken_once():
     plan = load_plan("seed")
     names = Counter(name for cell in cells_of(plan) for name in cell.sample_names)
     assert set(names.values()) == {1}
-    # read, random, six host patterns, stream, two of memory; a profile of dd and of a stream at both ends.
-    assert len(names) == 6 * 3 * 11 + 2 * 2
+    # read, random, six host patterns, stream, two of memory; small host reads more often; two profiles at both ends.
+    assert len(names) == 6 * 3 * 11 + 6 * 9 + 2 * 2
 
 
 @pytest.mark.integration

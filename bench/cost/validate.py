@@ -24,7 +24,7 @@ from chains import SPECS, Spec, build, drawn
 from chainlift.chain import open_chain
 from chainlift.chain.summarize import summarize
 from chainlift.cost import Shape, predict, shape_of, specimens
-from chainlift.cost.calibrate import LEAST_SPREAD, as_measured, fit, foreseen, run_cells
+from chainlift.cost.calibrate import LEAST_SPREAD, beside, fit, foreseen, run_cells, shapes_of
 from chainlift.cost.measure import Runs, Span, Taken, settle
 from chainlift.cost.specimens import Cell
 from chainlift.host.process import run_tool
@@ -118,7 +118,7 @@ def run(name: str, root: Path, chains: dict[Spec, tuple[Path, Shape]], kept: Pat
             cells += [replace(cell(spec, size), image=str(written), is_optional=True) for size in spec.sizes]
         # How fast memory is changes by the minute: reads of one size are near each other.
         cells.sort(key=lambda c: (c.wakes_threads, c.size, c.name))
-        runs = run_cells(qemu, directory, cells, report, rounds)
+        runs = run_cells(qemu, directory, shapes_of(directory, cells), report, rounds)
     results = {
         "made": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         "rounds": rounds,
@@ -173,7 +173,8 @@ def conclude(kept: Path, chains: dict[Spec, tuple[Path, Shape]]) -> None:
     settled = settle(runs)
     with ScratchDirectory() as directory:
         specimens.build(directory)
-        theirs = [as_measured(directory, one, settled[one.name]) for one in specimens.cells() if one.name in settled]
+        shapes = shapes_of(directory, specimens.cells())
+    theirs = beside(shapes, {one: settled[one.name] for one in shapes if one.name in settled})
     fitted = fit(results["qemu"], theirs)
     results["parameters"] = asdict(fitted)
     results["specimens"] = {m.cell.name: foreseen(m.cell, m.shape, fitted) for m in theirs}
@@ -182,15 +183,22 @@ def conclude(kept: Path, chains: dict[Spec, tuple[Path, Shape]]) -> None:
         cost = predict(found, fitted, spec.lift, aio="io_uring")  # type: ignore[arg-type]
         of_spec = {size: taken for size in spec.sizes if (taken := settled.get(cell(spec, size).name))}
         results["cells"] += rows(short(results["qemu"]), spec, cost, of_spec, settled[ONE].resident_bytes)
-    of_chains = {cell(spec, size).name for spec in chains for size in spec.sizes} & settled.keys()
-    results["halves_agree"] = halves_agree(runs, of_chains)
+    of_chains = {cell(spec, size).name for spec in chains for size in spec.sizes}
+    # Of an image that takes long to open there may be one repeat.
+    results["halves_agree"] = halves_agree(
+        runs, [name for name in of_chains if name in runs and len(runs[name].many) > 1]
+    )
     write(kept, results)
 
 
 def halves_agree(runs: dict[str, Runs], names: Iterable[str]) -> float:
     """Return in which part of the cells two halves of the repeats agree within 20 %: no model can do better."""
     halves = [settle({name: Runs(one.few, one.many[n::2]) for name, one in runs.items()}) for n in (0, 1)]
-    ratios = [halves[0][name].request_cpu_s / halves[1][name].request_cpu_s for name in names]
+    return share_near(halves[0][name].request_cpu_s / halves[1][name].request_cpu_s for name in names)
+
+
+def share_near(ratios: Iterable[float]) -> float:
+    """Return which part of ratios is within 20 % of 1."""
     return float(np.mean([1 / 1.2 <= ratio <= 1.2 for ratio in ratios]))
 
 
@@ -278,9 +286,8 @@ def summary(results: dict) -> Iterator[str]:
             if not ratios:
                 cells.append("-")
                 continue
-            near = np.mean([1 / 1.2 <= ratio <= 1.2 for ratio in ratios])
             worst = max(ratios, key=lambda ratio: abs(np.log(ratio)))
-            cells.append(f"{near:.0%} of {len(ratios)} within 20 %, worst {worst:.2f}")
+            cells.append(f"{share_near(ratios):.0%} of {len(ratios)} within 20 %, worst {worst:.2f}")
         yield f"| {title} | " + " | ".join(cells) + " |"
     said = {release: [c for c in known(results["cells"]) if c["qemu"] == release] for release in releases}
     shares = [np.mean([c["within"][0] <= c["measured"] <= c["within"][1] for c in cells]) for cells in said.values()]

@@ -113,7 +113,7 @@ def run(
         request = _CONT
         if event == _EVENT_SECCOMP:
             try:
-                call = _relevant(pid, under, reads=reads)
+                call = _relevant(pid, under)
             except (ProcessLookupError, FileNotFoundError):
                 call = None  # somebody has killed it meanwhile
             if call is not None:
@@ -164,7 +164,7 @@ def _child(verb: Callable[[], int], stderr: int, *, reads: bool) -> None:
 def _filter(*, reads: bool) -> None:
     """Trace the calls that can touch a file, let in all others (a classic BPF program).
 
-    Without ``reads``, those that only read are let in too: a stop of each would take most of a run's time.
+    Without ``reads``, those that only read are let in too: a stop of each takes a tenth of a run's time.
     """
     load, equal, any_bit, give = 0x20, 0x15, 0x45, 0x06
     allow, trace = (give, 0, 0, 0x7FFF0000), (give, 0, 0, 0x7FF00000)
@@ -196,22 +196,17 @@ def _registers(pid: int) -> _Regs:
     return regs
 
 
-def _relevant(pid: int, under: Path, *, reads: bool) -> str | None:
+def _relevant(pid: int, under: Path) -> str | None:
     regs = _registers(pid)
     number = regs.orig_rax
     if number in _BY_DESCRIPTOR:
         name, argument = _BY_DESCRIPTOR[number]
-        if name in _READ_ONLY and not reads:
-            return None
         try:
             target = str(Path(f"/proc/{pid}/fd/{ctypes.c_int(getattr(regs, _REGISTERS[argument])).value}").readlink())
         except OSError:
             return None
     else:
         name, argument = _BY_PATH[number]
-        flags = getattr(regs, _REGISTERS[argument + 1])
-        if name in _OPENS and not reads and not flags & _CREATES:
-            return None
         target = _string(pid, getattr(regs, _REGISTERS[argument]))
         if not target.startswith("/"):
             target = f"{Path(f'/proc/{pid}/cwd').readlink()}/{target}"

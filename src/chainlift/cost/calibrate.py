@@ -6,7 +6,7 @@ solution of a linear problem with no negative unknown, of relative residuals; an
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ from chainlift.host.pace import Pace
 from chainlift.host.scratch import ScratchDirectory
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from chainlift.cost.measure import Settled
@@ -78,23 +78,23 @@ def calibrate(qemu: Qemu, progress: Callable[[int, int, str], None] = lambda _do
     """
     with ScratchDirectory() as directory:
         specimens.build(directory)
-        settled = settle(run_cells(qemu, directory, specimens.cells(), progress))
-        return fit(qemu.version_text, [as_measured(directory, cell, found) for cell, found in settled.items()])
+        shapes = shapes_of(directory, specimens.cells())
+        return fit(qemu.version_text, beside(shapes, settle(run_cells(qemu, directory, shapes, progress))))
 
 
-def as_measured(directory: Path, cell: Cell, settled: Settled) -> Measured:
-    """Return a cell with its shape and what its runs say.
+def beside(shapes: Mapping[Cell, Shape], settled: Mapping[Cell, Settled]) -> list[Measured]:
+    """Put what was measured of cells beside their chains' shapes.
 
-    :param directory: what its image is below.
+    :param shapes: of all cells.
+    :param settled: of those that were measured.
     """
-    found = settled.request_cpu_s, settled.open_cpu_s, settled.resident_bytes
-    return Measured(cell, cell_shape(directory / cell.image, cell), *found)
+    return [Measured(cell, shapes[cell], *astuple(found)) for cell, found in settled.items()]
 
 
 def run_cells(
     qemu: Qemu,
     directory: Path,
-    cells: Sequence[Cell],
+    cells: Mapping[Cell, Shape],
     progress: Callable[[int, int, str], None],
     rounds: int = ROUNDS,
 ) -> dict[Cell, Runs]:
@@ -106,22 +106,21 @@ def run_cells(
 
     :param qemu: that is measured.
     :param directory: what their images are below.
-    :param cells: what is measured.
+    :param cells: what is measured, and the shapes of their chains.
     :param progress: told how many runs are done, of how many, and the name of the next.
     :param rounds: how often.
     """
     pace = Pace()
     guess = nearest_shipped(qemu.version_text)
-    shapes = {cell: cell_shape(directory / cell.image, cell) for cell in cells}
     runs: dict[Cell, Runs] = {cell: Runs() for cell in cells}
     done = 0
     for turn in range(rounds):
-        for cell in cells:
+        for cell, shape in cells.items():
             progress(done, rounds * len(cells), cell.name)
             done += 1
             if turn and not _is_due(turn, rounds, runs[cell].open_cpu_s()):
                 continue
-            each = foreseen(cell, shapes[cell], guess)
+            each = foreseen(cell, shape, guess)
             try:
                 runs[cell].add(qemu, directory / cell.image, cell, each, None if cell.wakes_threads else pace)
             except QemuError:
@@ -136,11 +135,15 @@ def _is_due(turn: int, rounds: int, open_s: float) -> bool:
     return turn * times // (rounds - 1) > (turn - 1) * times // (rounds - 1)
 
 
-def cell_shape(path: Path, cell: Cell) -> Shape:
-    """Return the shape of a cell's chain.
+def shapes_of(directory: Path, cells: Iterable[Cell]) -> dict[Cell, Shape]:
+    """Return the shapes of cells' chains.
 
-    :param path: of its active layer.
+    :param directory: what their images are below.
     """
+    return {cell: _shape(directory / cell.image, cell) for cell in cells}
+
+
+def _shape(path: Path, cell: Cell) -> Shape:
     with open_chain(path) as chain:
         # Of small caches the model is told what the specimen does to them: every lookup misses.
         return shape_of(summarize(chain), l2_cache_bytes=None if cell.l2_cache_bytes is None else 0)

@@ -14,8 +14,8 @@ _LENGTHS = ("guest_lengths", "lift_lengths", "stream_lengths")
 #: What changes no figure by itself: how a study is called and where its chain lies, in which order its cells are
 #: measured, how long it waits for a quiet machine.
 _FREE = ("name", "chains", "live", "seed", "quiet")
-#: Settings that one test alone has: of a test that was not measured, they are free.
-_OF_TEST = {"profile": "profile", "limits": "limits"}
+#: Settings that are called as the one test that has them: of a test that was not measured, they are free.
+_OF_TEST = ("profile", "limits")
 
 
 def extends(plan: Plan, earlier: Plan) -> bool:
@@ -38,7 +38,7 @@ def extends(plan: Plan, earlier: Plan) -> bool:
     if any(more < less for more, less in zip(_repeats(plan), _repeats(earlier), strict=True)):
         return False
     same: dict[str, object] = dict.fromkeys((*_LISTS, *_LENGTHS, "repeats", "stream_repeats", *_FREE))
-    same |= dict.fromkeys(key for test, key in _OF_TEST.items() if test not in earlier.tests)
+    same |= dict.fromkeys(test for test in _OF_TEST if test not in earlier.tests)
     for values in (now, before):
         values["host_read"] |= dict.fromkeys(("repeats", "other_repeats"))
     return {**now, **same} == {**before, **same} and plan.live >= earlier.live

@@ -30,6 +30,13 @@ def test_the_published_values_are_those_of_their_source():
     # The stock run that was called 1,000 used snapshot 970.
     assert found.values["read"]["stock"] == {1: [330], 50: [305], 500: [106], 970: [48.6]}
     assert found.disk_bytes == 50_000_000_000
+    # Theirs are bytes a second of a dd, and milliseconds of a boot.
+    assert found.rates == {"read", "rocksdb"}
+
+
+def read(length, wall_s, repeat):
+    metrics = {"wall_s": wall_s, "bytes": 1 << 30}
+    return Sample(test="read", length=length, repeat=repeat, started_at=NOW, metrics=metrics)
 
 
 @pytest.fixture
@@ -63,6 +70,20 @@ def test_ratios_stand_beside_the_published_ones(run):
     assert read["published_svd_low"] < 3458 / 1095 < read["published_svd_high"]
 
 
+def test_a_published_rate_stands_beside_seconds(make):
+    seconds = {1: 10.0, 50: 11.0, 500: 30.0, 1000: 150.0}
+    samples = [read(n, s, 0) for n, s in seconds.items()]
+    rows = later_table(Results.load([make(boot(1, 4.0, 0), boot(50, 5.0, 0), *samples)])).as_data()["rows"]
+    found = {row["length"]: row for row in rows if row["what"] == "Reading the disk in the guest"}
+    assert found[500]["chain"] == pytest.approx(3.0)
+    assert found[500]["published_stock"] == pytest.approx(330 / 106)
+    assert found[500]["published_svd"] == pytest.approx(351 / 310.5)
+    # Their run of "1,000" used snapshot 970: a row of its own, between ours.
+    assert list(found) == [50, 500, 970, 1000]
+    assert (found[970]["chain"], found[970]["published_stock"]) == (None, pytest.approx(330 / 48.6))
+    assert (found[1000]["published_stock"], found[1000]["published_svd"]) == (None, pytest.approx(351 / 302))
+
+
 def test_the_page_has_them_with_what_differs(run):
     page = write_report([run]).read_text()
     assert "The authors&#39; later tests" in page
@@ -73,9 +94,7 @@ def test_the_page_has_them_with_what_differs(run):
 
 
 def test_a_run_of_the_experiments_own_tests_has_no_such_table(make):
-    metrics = {"wall_s": 1.0, "bytes": 1 << 30}
-    read = [Sample(test="read", length=n, repeat=0, started_at=NOW, metrics=metrics) for n in (1, 500)]
-    assert not later_table(Results.load([make(*read)])).rows
+    assert not later_table(Results.load([make(*(read(n, 1.0, 0) for n in (1, 500)))])).rows
 
 
 def test_a_length_at_which_qemu_crashed_says_so(make):

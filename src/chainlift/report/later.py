@@ -35,6 +35,8 @@ class Later:
     """The authors' later values, test -> build -> length -> samples; ``stock`` is QEMU, ``svd`` their patched one."""
 
     values: Mapping[str, Mapping[str, Values]]
+    #: The tests whose published values are rates, whatever they are here: the authors give bytes a second of a dd.
+    rates: frozenset[str]
     disk_bytes: int
     host: str
 
@@ -64,13 +66,14 @@ def later() -> Later:
     host = data["host"]
     return Later(
         values,
+        frozenset(measure.test for measure in _MEASURES if "/s" in data[measure.test]["unit"]),
         host["disk_gb"] * 1000 * MEGABYTE,
         f"{host['os']}, {host['accelerator'].upper()}, QEMU {host['qemu']}",
     )
 
 
 def later_table(results: Results) -> Table:
-    """Return the ratios here and there, of every length that both have, or that only they have at its end."""
+    """Return the ratios here and there of every length here, and of their longest where it lies between two of them."""
     rows = []
     asked = any(results.series_with(measure) for measure in _ASKED_BY)
     for measure in _MEASURES if asked else ():
@@ -83,7 +86,9 @@ def later_table(results: Results) -> Table:
             if base is None:
                 continue
             label = results.label(series, among=[s for s in results.series if s.is_plain])
-            for length in sorted({n for n in cells["none"] if n > base}):
+            longest = max(theirs["stock"])
+            between = {longest} if longest < max(cells["none"]) else set()
+            for length in sorted({n for n in cells["none"] if n > base} | between):
                 row = [
                     Entry(measure.title, f"{measure.title}{', ' * bool(label)}{label}"),
                     Entry(length, f"{length:,} over {base:,}"),
@@ -121,17 +126,17 @@ def _here(measure: Measure, cell: Cell | None, base: Cell) -> list[Entry]:
         return [Entry(None, "")] * 3
     if not cell.values:
         return [Entry(None, cell.failures[0].outcome), *[Entry(None, "")] * 2]
-    return _ratio(measure, cell.values, base.values)
+    return _ratio(cell.values, base.values, is_rate=measure.larger_is_better)
 
 
 def _there(measure: Measure, theirs: Values, length: int, base: int) -> list[Entry]:
     if length not in theirs or base not in theirs:
         return [Entry(None, "")] * 3
-    return _ratio(measure, theirs[length], theirs[base])
+    return _ratio(theirs[length], theirs[base], is_rate=measure.test in later().rates)
 
 
-def _ratio(measure: Measure, values: Sequence[float], base: Sequence[float]) -> list[Entry]:
-    over, under = (base, values) if measure.larger_is_better else (values, base)
+def _ratio(values: Sequence[float], base: Sequence[float], *, is_rate: bool) -> list[Entry]:
+    over, under = (base, values) if is_rate else (values, base)
     value = median(over) / median(under)
     ends: Interval | None = ratio_interval(over, under)
     return [

@@ -149,7 +149,7 @@ def test_what_slow_moments_took_is_brought_to_the_pace_of_quiet_ones(paced):
     }
 
 
-def test_of_runs_that_nobody_watched_the_least_counts(paced):
+def test_of_runs_that_nobody_watched_the_second_least_counts(paced):
     unwatched = [
         Runs(*([replace(run, work=Span(run.work.cpu_s), opening=Span(run.opening.cpu_s)) for run in kind]
                for kind in (runs.few, runs.many)))
@@ -159,7 +159,12 @@ def test_of_runs_that_nobody_watched_the_least_counts(paced):
     pacing = Pacing.of(runs.work_each for runs in paced)
     for runs in unwatched:
         assert runs.request_cpu_s(pacing) == runs.request_cpu_s()
-        assert runs.open_cpu_s(pacing) == min(span.cpu_s for span in runs.openings)
+        assert runs.open_cpu_s(pacing) == sorted(span.cpu_s for span in runs.openings)[1]
+    # One run in which the threads happened to be awake; of two it cannot be told which was lucky.
+    assert [
+        Pacing().typical([Span(s) for s in found], found)
+        for found in ([27.0, 13.5, 55.0, 31.5, 37.0], [3.0, 2.0], [5.0])
+    ] == [27.0, 2.0, 5.0]
 
 
 def test_small_caches_reach_every_layer(tmp_path):

@@ -2,13 +2,16 @@
 
 import json
 from importlib.resources import files
+from pathlib import Path
 
 import pytest
 from tests.support.results import NOW
 
 from chainlift.report import document, write_report
 from chainlift.report.data import Results
+from chainlift.report.figures.times import draw_boot
 from chainlift.report.later import later, later_table
+from chainlift.report.sections import sections_of
 from chainlift.results.model import Sample
 
 
@@ -91,6 +94,18 @@ def test_the_page_has_them_with_what_differs(run):
     assert "Ubuntu 18.04, KVM, QEMU 4.2) and a disk of 46.6 GiB" in page
     assert (run / "figures/boot.svg").exists()
     assert "The authors' later tests" in [table.title for table in document([run]).tables]
+
+
+@pytest.mark.parametrize(("name", "title"), [("followup", "By length and setting"), ("quick", "Reads without a guest")])
+def test_a_growth_without_host_reads_is_not_called_one_of_them(name, title):
+    found = sections_of(Results.load([Path(__file__).parents[2] / "results" / name]), [])
+    assert [section.title for section in found if section.name == "host"] == [title]
+
+
+def test_the_figure_has_the_published_boots_of_the_lengths_here_and_the_ends(run):
+    picture = draw_boot(Results.load([run]))
+    said = picture.alt.partition("Published: ")[2]
+    assert said == "1 layer 10.2 s, 50 layers 12.5 s, 500 layers 26.9 s, 1,000 layers 43.0 s (4.19x)."
 
 
 def test_a_run_of_the_experiments_own_tests_has_no_such_table(make):

@@ -13,6 +13,7 @@ from chainlift.report.explain import effects, explanation
 from chainlift.report.findings import comparison_sentence, lift_sentences, memory_sentence
 from chainlift.report.growths import growth_sentence
 from chainlift.report.later import later_table
+from chainlift.report.measures import HOST
 from chainlift.report.method import chain_facts, environment_facts, how_it_was_measured
 from chainlift.report.profiles import PUBLISHED_AS, calls_sentence, hot_tables, share_sentence
 from chainlift.report.reference import published
@@ -94,11 +95,12 @@ def sections_of(results: Results, pictures: list[Picture]) -> list[Section]:
     drawn = {picture.name: picture for picture in pictures}
     growth = growth_sentence(results)
     memory = memory_sentence(results)
+    reads_on_host = any(results.series_with(measure) for measure in HOST)
     everything = [
         Section("lift", "Before and after a lift", _lift_paragraphs(results, drawn), pictures=_of(drawn, "lift")),
         Section(
             "host",
-            "Reads without a guest",
+            "Reads without a guest" if reads_on_host else "By length and setting",
             tuple(s for s in (growth, comparison_sentence(results)) if s),
             pictures=_of(drawn, "host-reads", "host-cpu", "settings", "latencies"),
             tables=tuple(t for t in (growth_table(results),) if t.rows and t.shown),

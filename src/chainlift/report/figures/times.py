@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from chainlift.report.data import Results
     from chainlift.report.measures import Measure
 
+#: Where more was published, only what can be set beside a length here is drawn, and the ends.
+_MOST_PUBLISHED = 4
+
 
 def draw_read(results: Results) -> Picture | None:
     """Draw the time of the measured ``dd`` in the guest."""
@@ -68,9 +71,12 @@ def _beside_published(
     if not shown:
         return None
     bars = measured_bars(results, shown, measure)
+    if len(reference) > _MOST_PUBLISHED:
+        here = {length for series in shown for length in results.cells(series, measure)}
+        reference = {n: value for n, value in reference.items() if n in {*here, min(reference), max(reference)}}
     with drawing_style():
-        wide = len(bars) > 6
-        share = [min(max(len(bars), 3), 7), 2.2]
+        wide = len(bars) > 6 or len(reference) > _MOST_PUBLISHED
+        share = [min(max(len(bars), 3), 7), min(max(len(reference), 2.2), 7)]
         figure, (left, right) = new_figure(FULL if wide else HALF, 3.5, 1, 2, width_ratios=share)
         draw_measured(results, left, shown, measure)
         bar_panel(right, published_bars(reference), format_seconds)

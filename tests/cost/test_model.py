@@ -61,6 +61,9 @@ def test_who_else_wants_the_near_cache_is_not_known(tmp_path, chain_of, shape_at
     cost = predict(shape, near)
     assert cost.read_4k_cpu_s.high == pytest.approx(read_cpu_s(shape, replace(near, near_nodes=200.0), 4096))
     assert any("near cache" in phrase for phrase in cost.unknown)
+    # A cache that keeps next to none of them anyhow: what half as many would change is little, and all hangs on it.
+    assert any("near cache" in phrase for phrase in predict(shape, replace(near, near_nodes=10.0)).unknown)
+    assert predict(shape, replace(near, near_nodes=10.0, far_visit_s=1e-10)).unknown == ()
     assert predict(short, near).unknown == ()
     assert predict(short, near).read_4k_cpu_s.high == pytest.approx(read_cpu_s(short, near, 4096) * 1.5)
 

@@ -22,6 +22,8 @@ _SMALL_PAGES = 3.5
 _NEAR_SPREAD = 2.0
 #: A figure that this changes by more is said to hang on it.
 _HANGS = 1.2
+#: So large a part of a read in visits that the near cache does not serve makes it hang on where the nodes lie.
+_MOSTLY_FAR = 0.4
 #: A copy that is longer goes faster from there on.
 _START_BYTES = 64 << 10
 #: How far a figure may be off where it hangs on the data that were compressed.
@@ -61,8 +63,9 @@ def predict(
         share = float(lifted.compressed_bytes.sum()) / max(1, lifted.virtual_size_bytes)
         read_spread += _COMPRESSED_SPREAD * min(1.0, 4 * share)
     near = [_with_near(parameters, times) for times in (_NEAR_SPREAD, 1 / _NEAR_SPREAD)]
-    read_4k = [read_cpu_s(lifted, p, SIZES["4k"], aio=aio) for p in (parameters, near[1])]
-    if read_4k[1] > _HANGS * read_4k[0]:
+    all_near = replace(parameters, far_visit_s=0.0)
+    read_4k, half_near, unlost = (read_cpu_s(lifted, p, SIZES["4k"], aio=aio) for p in (parameters, near[1], all_near))
+    if half_near > _HANGS * read_4k or unlost < (1 - _MOSTLY_FAR) * read_4k:
         unknown.append("how much of the processor's near cache others leave to walks over so many nodes")
     figures: dict[str, Figure | None] = {}
     hidden = dies or shape.is_encrypted

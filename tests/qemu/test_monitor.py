@@ -1,11 +1,15 @@
 import os
 import signal
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
 import pytest
+from tests.support.daemon import starting_daemons
 
 from chainlift.errors import QemuCrashed, QemuError
+from chainlift.qcow2.writer import write_image
 from chainlift.qemu.find import find_qemu
 from chainlift.qemu.monitor import Monitor
 from chainlift.qemu.process import QemuProcess
@@ -95,3 +99,16 @@ def test_a_forked_process_has_a_loop_of_its_own(qemu_without_guest, tmp_path):
             os._exit(1)
     assert os.waitpid(child, 0)[1] == 0
     assert monitor.execute("query-status")["running"] is False
+
+
+def test_python_does_not_report_a_connection_that_an_interruption_has_left_open(tmp_path):
+    write_image(tmp_path / "a.qcow2", virtual_size=1 << 20)
+    program = (
+        "import sys; from chainlift.qemu.monitor import Monitor; Monitor.connect(sys.argv[1]); raise SystemExit(130)"
+    )
+    with starting_daemons(tmp_path) as start:
+        daemon = start(tmp_path / "a.qcow2")
+        ended = subprocess.run([sys.executable, "-c", program, daemon.qmp], capture_output=True, text=True, timeout=60)
+        assert (ended.returncode, ended.stderr) == (130, "")
+        # The next one is let in.
+        Monitor.connect(daemon.qmp).close()

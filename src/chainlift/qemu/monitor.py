@@ -7,6 +7,7 @@ All connections share the one loop. Every wait has a limit, and a connection tha
 from __future__ import annotations
 
 import asyncio
+import atexit
 import concurrent.futures
 import contextlib
 import logging
@@ -280,6 +281,8 @@ class Monitor(Connection):
         raise self._lost_error(f"the wait for {' or '.join(sorted(names))}")
 
 
+#: Seconds, and tries, for tasks to end when the process does.
+_END_S, _END_ROUNDS = 1.0, 5
 _loop_lock = threading.Lock()
 _running_loop: asyncio.AbstractEventLoop | None = None
 
@@ -291,7 +294,29 @@ def event_loop() -> asyncio.AbstractEventLoop:
         if _running_loop is None:
             _running_loop = asyncio.new_event_loop()
             threading.Thread(target=_running_loop.run_forever, name="qmp", daemon=True).start()
+            atexit.register(_end_tasks, _running_loop)
         return _running_loop
+
+
+def _end_tasks(loop: asyncio.AbstractEventLoop) -> None:
+    """End what still waits in the loop when the process ends.
+
+    An interruption while a connection is made or let go of leaves it open. Python would then destroy its tasks as they
+    are, and write pages about it behind our one line.
+    """
+    loop.set_exception_handler(lambda _loop, _context: None)
+    with contextlib.suppress(concurrent.futures.TimeoutError):
+        asyncio.run_coroutine_threadsafe(_cancel_all(), loop).result(_END_S)
+
+
+async def _cancel_all() -> None:
+    for _ in range(_END_ROUNDS):  # a task of the library's begins another one in order to disconnect
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        if not tasks:
+            return
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks, timeout=_END_S / _END_ROUNDS)
 
 
 def _open_socket(address: str, deadline: float) -> socket.socket:

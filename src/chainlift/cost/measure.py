@@ -91,7 +91,7 @@ class Pacing:
         """Return the middle one of values that were brought to one pace, and the second least of those that were not.
 
         Nobody looks at the pace where threads wake each other. The least is then of a run in which they happened to be
-        awake: 13 µs a read, where others take 27 to 31.
+        awake: 13 µs a read, where others take 27 to 55. Of two values nobody can tell, and the least counts.
         """
         is_paced = self.power > 0 and all(span.slowdown for span in spans)
         return median(values_s) if is_paced else sorted(values_s)[min(1, (len(values_s) - 1) // 2)]

@@ -95,6 +95,7 @@ main()
 """
 
 
+@pytest.mark.interrupts
 @pytest.mark.parametrize("number", [1, 5, 20, 60, 100, 150, 200, 250, 300, 400, 500, 600])
 def test_an_interrupt_while_modules_load_is_one_line(image, number):
     done = subprocess.run(
@@ -112,6 +113,7 @@ def test_an_interrupt_that_is_ignored_stays_so(image):
     assert done.stderr == ""
 
 
+@pytest.mark.interrupts
 def test_an_interrupt_while_it_watches_is_one_line(tmp_path):
     with subprocess.Popen(
         [sys.executable, "-m", "chainlift", "watch", "--dir", tmp_path, "--status", tmp_path / "status"],

@@ -160,6 +160,7 @@ def test_a_table_for_data_frames(place, survey, tmp_path):
     assert not [path for path in tmp_path.iterdir() if path.name.endswith(".new")]
 
 
+@pytest.mark.interrupts
 def test_a_signal_ends_it_and_the_same_command_goes_on(place, survey, tmp_path):
     endless_image(place / "long/z.qcow2")
     lines = tmp_path / "s.jsonl"

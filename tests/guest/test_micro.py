@@ -102,6 +102,7 @@ def test_a_disk_that_is_not_there_is_qemus_error(tmp_path):
         pass
 
 
+@pytest.mark.interrupts
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
 def test_the_end_of_us_leaves_no_qemu_and_no_socket(disk, end):
     code = f"""

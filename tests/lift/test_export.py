@@ -153,6 +153,7 @@ def started(*words):
     return process, line
 
 
+@pytest.mark.interrupts
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_the_command_ends_well_when_it_is_asked_to(tmp_path, socket, scratch, number):
     top = plain_chain(tmp_path / "c", length=5)
@@ -170,6 +171,7 @@ def test_the_command_ends_well_when_it_is_asked_to(tmp_path, socket, scratch, nu
     assert everything(tmp_path) == before
 
 
+@pytest.mark.interrupts
 def test_killed_it_leaves_a_socket_that_the_next_one_replaces(tmp_path, socket, scratch):
     top = plain_chain(tmp_path / "c", length=5)
     process, said = started(top, "--json", "--socket", socket)

@@ -64,6 +64,7 @@ def test_the_layers_are_a_chain_that_qemu_finds_clean(live_chain):
 
 
 @pytest.mark.integration
+@pytest.mark.interrupts
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "kill-9"])
 def test_a_build_that_was_ended_in_the_middle_continues(number, tmp_path, command):
     plan_file = tmp_path / "plan.toml"

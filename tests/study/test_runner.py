@@ -286,6 +286,7 @@ def test_every_test_gives_its_figures_at_both_ends_of_a_live_chain(live_plan, li
 
 
 @pytest.mark.integration
+@pytest.mark.interrupts
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "kill-9"])
 def test_a_measurement_that_was_ended_in_the_middle_continues(number, tmp_path, command):
     plan_file = tmp_path / "plan.toml"

@@ -130,6 +130,7 @@ def test_a_job_of_somebody_elses_is_no_leftover(verb, machine):
     virsh("blockjob", "vm", "vda", "--abort")
 
 
+@pytest.mark.interrupts
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_undoes_what_was_begun(machine, number):
     before, there, chain = machine.content(), files(machine), machine.chain

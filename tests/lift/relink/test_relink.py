@@ -383,6 +383,7 @@ def test_killed_or_failing_at_any_call(tmp_path, fresh, host_qemu):
     attack(tmp_path, fresh, host_qemu, ["kill before", "kill after", "ENOSPC", "EIO", "short"], reads=True)
 
 
+@pytest.mark.interrupts
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_interrupted_at_random_moments_it_has_written_all_names_or_none(tmp_path, fresh, number):
     template = tmp_path / "template"

@@ -94,6 +94,9 @@ def test_what_was_never_written_is_not_read_from_a_file(tmp_path, shape_at, zero
     shape = shape_at(tmp_path / "half")
     assert read_cpu_s(shape, replace(zero, io_s=1.0), 4096, aio="io_uring") == pytest.approx(0.5)
     assert read_cpu_s(shape, replace(zero, zero_byte_s=1.0), 4096) == pytest.approx(2048)
+    # Of the reads of 4 KiB half end in a bottom half; the one of all reads a file.
+    ends = replace(zero, bottom_half_s=1.0)
+    assert [read_cpu_s(shape, ends, size) for size in (4096, 4 * MIB)] == pytest.approx([0.5, 0])
 
 
 def test_a_compressed_read_pays_for_the_whole_cluster_and_says_what_it_does_not_know(tmp_path, shape_at, zero):

@@ -39,9 +39,9 @@ _OPENING_S = 5.0
 _LEAST_ROUNDS = 3
 #: What the linear problem is solved for.
 _LINEAR = (
-    "request_s", "write_s", "flush_s", "io_s", "thread_s", "copy_byte_s", "zero_byte_s", "start_byte_s", "level_s",
-    "lookup_s", "task_s", "task_depth_s", "visit_s", "far_visit_s", "table_s", "inflate_s", "zlib_byte_s",
-    "zstd_byte_s",
+    "request_s", "bottom_half_s", "write_s", "flush_s", "io_s", "thread_s", "copy_byte_s", "zero_byte_s",
+    "start_byte_s", "level_s", "lookup_s", "task_s", "task_depth_s", "visit_s", "far_visit_s", "table_s", "inflate_s",
+    "zlib_byte_s", "zstd_byte_s",
 )  # fmt: skip
 _OPEN = (
     "open_s", "open_layer_s", "open_pair_s", "open_triple_s", "open_byte_s", "open_extent_s", "open_extent_pair_s",

@@ -169,6 +169,7 @@ def read_cpu_s(
     decompressed = compressed * shape.cluster_bytes * np.where(shape.is_zstd, p.zstd_byte_s, p.zlib_byte_s)
     return float(
         p.request_s
+        + max(0.0, 1 - answers.sum()) * p.bottom_half_s
         + visits.sum()
         + entered.sum() * p.level_s
         + (entered * _share_with_table(shape)).sum() * p.lookup_s

@@ -40,8 +40,11 @@ class Parameters:
     qemu: str
     #: In words: calibrated here, or shipped and scaled.
     origin: str
-    #: A request to the block layer that no file is read for.
+    #: A request to the block layer, ...
     request_s: float
+    #: ... and what one takes more that no file is read for: it ends in a bottom half, for which the event loop is woken
+    #: (``blk_aio_complete_bh()``). (0: measured before it was known.)
+    bottom_half_s: float = 0.0
     #: What a write takes more than a read of the same data, before any walk, and a flush with nothing to write back.
     write_s: float
     flush_s: float

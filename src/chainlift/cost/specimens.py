@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from chainlift.cost.parameters import Aio
 
     Clusters = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
+    Bytes = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 
 MIB = 1 << 20
 DISK_BYTES = 128 * MIB
@@ -93,6 +94,8 @@ def cells(lengths: Sequence[int] = LENGTHS) -> list[Cell]:
         Cell("pieces 60, 64k", "mixed/60.qcow2", *middle),
         Cell("pieces 60, 4m", "mixed/60.qcow2", *large),
         Cell("pieces 200, 4m", "mixed/200.qcow2", *large),
+        # Half of each read has no data in any layer: what a piece takes, and what reading a file takes more.
+        Cell("subclusters 4, 64k", "cut/4.qcow2", *middle),
         Cell("small clusters 30, 64k", "fine/30.qcow2", *middle),
         Cell("small clusters 30, 4m", "fine/30.qcow2", *large),
         Cell("large clusters 12, 4k", "coarse/12.qcow2", *small),
@@ -145,6 +148,7 @@ def build(directory: Path, lengths: Sequence[int] = LENGTHS) -> None:
         (directory / name).mkdir()
         (directory / name / "0.qcow2").symlink_to("../plain/0.qcow2")
         write_layers(directory / name, layers, data)
+    write_cut_layers(directory / "cut", data)
     fine = directory / "fine"
     fine.mkdir()
     pieces = np.arange(DISK_BYTES // (16 << 10))
@@ -177,7 +181,7 @@ def _random_layers(random: np.random.Generator, clusters: Clusters, counts: Sequ
 def write_layers(
     directory: Path,
     layers: Sequence[Clusters],
-    data: np.ndarray[tuple[int, ...], np.dtype[np.uint8]],
+    data: Bytes,
     *,
     cluster_size: int = CLUSTER_BYTES,
 ) -> None:
@@ -194,7 +198,25 @@ def write_layers(
         )  # fmt: skip
 
 
-def write_index(directory: Path, count: int, data: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> None:
+def write_cut_layers(directory: Path, data: Bytes) -> None:
+    """Write four layers over an empty image; each cluster of the second has half of its subclusters, drawn by chance.
+
+    :param directory: is made, beside ``empty.qcow2``.
+    :param data: of the whole disk.
+    """
+    directory.mkdir()
+    (directory / "0.qcow2").symlink_to("../empty.qcow2")
+    count = len(data) // CLUSTER_BYTES
+    bitmaps = np.random.default_rng(4).integers(1, 1 << 32, count, dtype=np.uint64)
+    for number, has in enumerate((0, count, 0, 0), 1):
+        write_image(
+            directory / f"{number}.qcow2", virtual_size=len(data), clusters=range(has),
+            data=data[: has * CLUSTER_BYTES], extended_l2=True, subclusters=bitmaps[:has],
+            backing_file=f"{number - 1}.qcow2", backing_format="qcow2",
+        )  # fmt: skip
+
+
+def write_index(directory: Path, count: int, data: Bytes) -> None:
     """Write an image whose disk is all over its file, and an overlay that reads it by way of many extents.
 
     :param directory: is made.

@@ -27,6 +27,7 @@ from chainlift.cost import Shape, predict, shape_of, specimens
 from chainlift.cost.calibrate import LEAST_SPREAD, beside, fit, foreseen, run_cells, shapes_of
 from chainlift.cost.measure import Runs, Span, Taken, settle
 from chainlift.cost.specimens import Cell
+from chainlift.cost.store import nearest_shipped
 from chainlift.host.process import run_tool
 from chainlift.host.scratch import ScratchDirectory
 from chainlift.qcow2.writer import write_image
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
     from chainlift.cost.figures import Cost, Figure
     from chainlift.cost.measure import Settled
+    from chainlift.cost.parameters import Parameters
 
 HERE = Path(__file__).parent
 QEMUS = ("debian:bullseye", "host", "debian:trixie", "debian:trixie-backports")
@@ -178,17 +180,32 @@ def conclude(kept: Path, chains: dict[Spec, tuple[Path, Shape]]) -> None:
     fitted = fit(results["qemu"], theirs)
     results["parameters"] = asdict(fitted)
     results["specimens"] = {m.cell.name: foreseen(m.cell, m.shape, fitted) for m in theirs}
-    results["cells"] = []
-    for spec, (_, found) in chains.items():
-        cost = predict(found, fitted, spec.lift, aio="io_uring")  # type: ignore[arg-type]
-        of_spec = {size: taken for size in spec.sizes if (taken := settled.get(cell(spec, size).name))}
-        results["cells"] += rows(short(results["qemu"]), spec, cost, of_spec, settled[ONE].resident_bytes)
+    results["cells"] = cells_of(results["qemu"], chains, settled, fitted)
     of_chains = {cell(spec, size).name for spec in chains for size in spec.sizes}
     # Of an image that takes long to open there may be one repeat.
     results["halves_agree"] = halves_agree(
         runs, [name for name in of_chains if name in runs and len(runs[name].many) > 1]
     )
     write(kept, results)
+
+
+def cells_of(
+    version_text: str, chains: dict[Spec, tuple[Path, Shape]], settled: dict[str, Settled], parameters: Parameters
+) -> list[dict]:
+    """Return what parameters foresee of all chains, beside what was measured."""
+    found = []
+    for spec, (_, shape_) in chains.items():
+        cost = predict(shape_, parameters, spec.lift, aio="io_uring")  # type: ignore[arg-type]
+        of_spec = {size: taken for size in spec.sizes if (taken := settled.get(cell(spec, size).name))}
+        found += rows(short(version_text), spec, cost, of_spec, settled[ONE].resident_bytes)
+    return found
+
+
+def as_shipped(kept: Path, chains: dict[Spec, tuple[Path, Shape]]) -> dict:
+    """Return what the parameters that chainlift brings along foresee of what was measured: of another run's fit."""
+    results = json.loads(kept.read_text())
+    settled = settle({name: runs_of(one) for name, one in results["runs"].items()})
+    return {**results, "cells": cells_of(results["qemu"], chains, settled, nearest_shipped(results["qemu"]))}
 
 
 def halves_agree(runs: dict[str, Runs], names: Iterable[str]) -> float:
@@ -254,9 +271,8 @@ def ship(results: Path) -> None:
     (HERE.parents[1] / "src/chainlift/cost/shipped.json").write_text(text + "\n")
 
 
-def load(results: Path) -> dict:
-    """Return what was kept, release by release."""
-    found = [json.loads(path.read_text()) for path in results.glob("*.json")]
+def load(found: list[dict]) -> dict:
+    """Return what was found, release by release."""
     found.sort(key=lambda one: tuple(map(int, one["cells"][0]["qemu"].split("."))))
     return {"made": ", ".join(f"{o['cells'][0]['qemu']}: {o['made']}, {o['rounds']} rounds" for o in found),
             "halves_agree": {one["cells"][0]["qemu"]: one.get("halves_agree") for one in found},
@@ -353,6 +369,8 @@ if __name__ == "__main__":
     parser.add_argument("--draw", action="store_true", help="measure nothing")
     parser.add_argument("--refit", action="store_true",
                         help="measure nothing; fit anew to what was measured, after a change of the model")  # fmt: skip
+    parser.add_argument("--shipped", action="store_true",
+                        help="measure nothing; print what the shipped parameters foresee of it")  # fmt: skip
     parser.add_argument("--ship", action="store_true", help="measure nothing; make shipped.json of what was kept")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="how often each cell is measured")
     parser.add_argument("--chains", type=Path, help="a directory that keeps the chains from run to run")
@@ -365,6 +383,10 @@ if __name__ == "__main__":
             root = arguments.chains or Path(scratch)
             root.mkdir(exist_ok=True)
             chains = build_all(root, SPECS if arguments.seed is None else drawn(arguments.seed))
+            if arguments.shipped:
+                found = [as_shipped(path, chains) for path in results.glob("*.json")]
+                print(*summary(load(found)), sep="\n")
+                sys.exit()
             if arguments.refit:
                 for path in sorted(results.glob("*.json")):
                     conclude(path, chains)
@@ -373,7 +395,7 @@ if __name__ == "__main__":
                     run(qemu, root, chains, results, arguments.rounds)
     if arguments.ship:
         ship(results)
-    found = load(results)
+    found = load([json.loads(path.read_text()) for path in results.glob("*.json")])
     text = "\n".join(summary(found)) + "\n"
     (HERE / ("table.md" if arguments.seed is None else f"{name}.md")).write_text(text)
     if arguments.seed is None:

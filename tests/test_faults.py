@@ -1,6 +1,7 @@
 """The helper that stops a verb at each of its calls sees the calls that it says it sees, and no others."""
 
 import os
+import time
 
 import pytest
 from tests.support import faults
@@ -60,3 +61,21 @@ def test_a_write_is_cut_short(directory):
         return os.write(file, b"0123456789")
 
     assert faults.run(write, directory, point=1, fault="short").status == 5
+
+
+def test_who_is_born_while_all_are_killed_is_killed_too(tmp_path):
+    def verb():
+        for _ in range(3):
+            if os.fork() == 0:
+                while True:
+                    if os.fork() == 0:
+                        os._exit(0)
+                    os.wait()
+        time.sleep(0.02)
+        (tmp_path / "file").write_bytes(b"x")
+        return 0
+
+    for _ in range(40):  # or the end of what it says is never read
+        found = faults.run(verb, tmp_path, point=0, fault="kill before")
+        assert (found.hit, found.status) == (True, None)
+    assert not (tmp_path / "file").exists()

@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Self
 
-from tests.support.running import Qmp, QmpError
+from tests.support.running import Qmp, QmpError, end
 
 from chainlift.errors import QemuError
 from chainlift.qemu.nbd import NbdClient
@@ -128,8 +128,7 @@ class Reader:
 
     def close(self) -> None:
         self._qmp.close()
-        self._process.terminate()
-        self._process.wait(30)
+        end(self._process, self._process.terminate)
         self._temporary.cleanup()
 
     def __enter__(self) -> Self:

@@ -15,6 +15,7 @@ import os
 import signal
 import struct
 import sys
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -92,8 +93,11 @@ def run(
     assert os.WIFSTOPPED(status)
     _ptrace(_SETOPTIONS, child, 0, _OPTIONS)
     _ptrace(_CONT, child, 0, 0)
-    alive, leaving = {child}, set()
-    while alive:
+    alive, leaving, killed = {child}, set(), False
+    # Who was forked just before its parent was killed has not stopped for us yet, and would stand still for ever.
+    while alive or (alive := _traced()):
+        if killed:
+            _kill(alive)
         try:
             pid, status = os.waitpid(-1, _WALL)
         except ChildProcessError:
@@ -108,6 +112,7 @@ def run(
         number = os.WSTOPSIG(status)
         if pid in leaving:
             _kill(alive)
+            killed = True
             leaving.clear()
             continue
         request = _CONT
@@ -121,7 +126,7 @@ def run(
                 trace.calls.append(call)
                 if here == point and fault is not None:
                     if fault == "kill before":
-                        trace.hit = True
+                        trace.hit = killed = True
                         _kill(alive)
                         continue
                     if fault == "kill after":
@@ -241,6 +246,16 @@ def _fail(pid: int, call: str, fault: Fault) -> bool:
         regs.rax = ctypes.c_ulonglong(-getattr(errno, fault)).value
     _ptrace(_SETREGS, pid, 0, ctypes.addressof(regs))
     return True
+
+
+def _traced() -> set[int]:
+    """Return the processes that this thread traces."""
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/status"):
+        with contextlib.suppress(OSError):
+            if f"\nTracerPid:\t{threading.get_native_id()}\n" in path.read_text(errors="replace"):
+                found.add(int(path.parent.name))
+    return found
 
 
 def _kill(pids: set[int]) -> None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 from chainlift.qemu.nbd import NbdClient
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 _START_S = 30.0
 
@@ -77,6 +77,24 @@ def connected(path: Path, process: subprocess.Popen[bytes]) -> Qmp:
             if process.poll() is not None or time.monotonic() > end:
                 raise ConnectionError("QEMU does not start") from None
             time.sleep(0.002)
+
+
+def end(process: subprocess.Popen[Any], how: Callable[[], None]) -> None:
+    """Ask a process to end until it does.
+
+    A storage daemon is told by a flag. A signal that comes between its look at the flag and its wait for events is
+    seen with the next one only (storage-daemon/qemu-storage-daemon.c).
+    """
+    for _ in range(120):
+        how()
+        try:
+            process.wait(1)
+        except subprocess.TimeoutExpired:
+            continue
+        return
+    process.kill()
+    process.wait()
+    raise AssertionError(f"{process.args} did not end")
 
 
 class Running:
@@ -252,14 +270,7 @@ class Running:
     def _end(self, how: Any) -> None:
         if hasattr(self, "_own"):
             self._own.close()
-        if self._process.poll() is None:
-            how()
-        try:
-            self._process.wait(10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait(30)
-            raise
+        end(self._process, how)
         self._log.close()
         shutil.rmtree(self._place, ignore_errors=True)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -16,11 +17,14 @@ from chainlift.study.probe import Reading, Setup
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from chainlift.host.process import Finished, Process
     from chainlift.results.model import Test
     from chainlift.study.plan import Plan
 
 #: A stream that takes longer is recorded as one that timed out.
 _TIMEOUT_S = 1800.0
+#: Seconds after which a daemon is asked again to end, and how often.
+_AGAIN_S, _MOST_ASKED = 1.0, 60
 
 
 @dataclass(frozen=True)
@@ -53,8 +57,7 @@ class HostStreamProbe:
                 yield Reading("stream", "host", outcome="timed out", detail=f"not done after {_TIMEOUT_S:.0f} s")
                 return
             user_after, system_after = cpu_times(process.pid)
-            process.send_signal(signal.SIGTERM)
-            finished = process.wait(60)
+            finished = _end(process)
             if finished.returncode:
                 end = describe_end(finished.returncode)
                 raise QemuError(f"qemu-storage-daemon did not end well ({end}): {last_lines(finished.stderr)}")
@@ -69,3 +72,18 @@ class HostStreamProbe:
                     "peak_rss_bytes": finished.peak_rss_bytes,
                 },
             )
+
+
+def _end(process: Process) -> Finished:
+    """Ask a storage daemon to end until it does.
+
+    SIGTERM sets a flag in it, and one that comes between its look at the flag and its wait for events is seen with the
+    next event only (storage-daemon/qemu-storage-daemon.c).
+
+    :raise QemuError: if it does not.
+    """
+    for _ in range(_MOST_ASKED):
+        process.send_signal(signal.SIGTERM)
+        with suppress(TimeoutError):
+            return process.wait(_AGAIN_S)
+    raise QemuError(f"qemu-storage-daemon does not end, {_MOST_ASKED} s after it was asked to")

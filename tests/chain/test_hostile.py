@@ -419,7 +419,7 @@ def test_json_output_survives_names_that_are_no_text(tmp_path):
         done = subprocess.run(
             [sys.executable, "-m", "chainlift", verb, "--json", str(tmp_path / "image")],
             capture_output=True,
-            timeout=20,
+            timeout=120,
         )
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)

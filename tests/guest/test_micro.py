@@ -125,7 +125,7 @@ with VirtualMachine(find_qemu(), config) as vm:
     assert Path(f"/proc/{pid}").exists()
     parent.send_signal(end)
     parent.wait()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while (Path(f"/proc/{pid}").exists() or Path(directory).exists()) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not Path(f"/proc/{pid}").exists()

@@ -131,7 +131,7 @@ def held(qemu, image):
         process.stdin.flush()
         assert "1 MiB" in process.stdout.readline()
         yield
-        process.communicate("quit\n", timeout=30)
+        process.communicate("quit\n", timeout=120)
 
 
 def test_a_file_that_cannot_be_written_is_as_before(tmp_path, small_disk):

@@ -106,7 +106,7 @@ def live_commit(qemu, overlay, directory):
     with ExitStack() as opened, subprocess.Popen(command, stderr=subprocess.DEVNULL) as daemon:
         try:
             # A connection may be refused between the socket's bind() and its listen().
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + 120
             while not is_listening(socket) and time.monotonic() < deadline:
                 time.sleep(0.01)
             monitor = opened.enter_context(closing(Monitor.connect(socket)))

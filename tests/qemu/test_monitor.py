@@ -64,7 +64,7 @@ def test_an_event_that_does_not_come_has_a_limit(qemu_without_guest):
 def test_a_crash_is_told_with_its_signal(qemu_without_guest, ask):
     process, monitor = qemu_without_guest
     os.kill(process.pid, signal.SIGSEGV)
-    process.wait(30)
+    process.wait(120)
     with pytest.raises(QemuCrashed, match=r"signal 11 \(SIGSEGV\)") as caught:
         ask(monitor)
     assert caught.value.signal == signal.SIGSEGV

@@ -122,7 +122,7 @@ def test_a_machine_starts_answers_and_ends(tmp_path):
             time.sleep(0.01)
         assert vm.spare_qmp_path.exists()
         vm.monitor.execute("quit")
-        assert vm.wait(30).returncode == 0
+        assert vm.wait(120).returncode == 0
     assert not vm.directory.exists()
     assert (tmp_path / "console").exists()
 

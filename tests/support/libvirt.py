@@ -256,6 +256,6 @@ class Virsh:
             assert self._process.stdin is not None
             assert self._process.stdout is not None
             self._process.stdin.close()
-            self._process.wait(30)
+            self._process.wait(120)
             self._process.stdout.close()
             self._process = None

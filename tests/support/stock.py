@@ -99,11 +99,11 @@ def opened_by_qemu_io(path: Path, *options: str) -> Iterator[subprocess.Popen[by
     command = ["qemu-io", *options, "-f", "qcow2", str(path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
         try:
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + 120
             while not is_open_in_qemu(path) and time.monotonic() < deadline:
                 time.sleep(0.005)
             yield process
         finally:
             assert process.stdin is not None
             process.stdin.close()
-            process.wait(20)
+            process.wait(120)

@@ -110,7 +110,7 @@ class Verbs:
     def close(self) -> None:
         assert self._process.stdin is not None
         self._process.stdin.close()
-        self._process.wait(30)
+        self._process.wait(120)
         self._place.cleanup()
 
     def __enter__(self) -> Self:

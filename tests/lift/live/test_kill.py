@@ -188,7 +188,7 @@ def killed_on_new_chains(
                 # After its last command a verb may have nothing left to ask QEMU, and not notice.
                 with suppress(ChainliftError), Counter(when, which, daemon.process.pid):
                     run(verb, daemon)
-                daemon.process.wait(10)
+                daemon.process.wait(120)
             killed += 1
             same_bytes(chain.active, chain.files[-2])
             if victim == "QEMU":
@@ -233,7 +233,7 @@ def killed_in_the_middle(
             else:
                 with suppress(ChainliftError), Counter(when, which, daemon.process.pid):
                     run(verb, daemon)
-                daemon.process.wait(10)
+                daemon.process.wait(120)
             killed += 1
             same_bytes(top, chain.files[-2])
             if victim == "QEMU":
@@ -271,7 +271,7 @@ def qemu_killed(make_chain, start_daemon, same_bytes, *, qemu: str, every: bool)
             unnoticed = (when, which) == ("after", commands[verb])
             with suppress(ChainliftError) if unnoticed else noticed, Counter(when, which, daemon.process.pid):
                 run(verb, daemon)
-            daemon.process.wait(10)
+            daemon.process.wait(120)
             killed += 1
             same_bytes(chain.active, chain.files[-2])
             daemon = start_daemon(chain.active, qemu=qemu)

@@ -1,8 +1,11 @@
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import pytest
@@ -112,3 +115,30 @@ def test_python_does_not_report_a_connection_that_an_interruption_has_left_open(
         assert (ended.returncode, ended.stderr) == (130, "")
         # The next one is let in.
         Monitor.connect(daemon.qmp).close()
+
+
+def test_a_monitor_that_waits_for_one_client_more_gets_one(tmp_path):
+    """What a QEMU does now and then that has just begun to listen: whoever connects is answered after the next one."""
+    path = tmp_path / "qmp"
+    with socket.socket(socket.AF_UNIX) as listening, QemuProcess(["sleep", "300"]) as process:
+        listening.bind(str(path))
+        listening.listen(1)
+
+        def serve():
+            first, _ = listening.accept()
+            version = {"qemu": {"micro": 0, "minor": 2, "major": 7}, "package": ""}
+            first.sendall(json.dumps({"QMP": {"version": version, "capabilities": []}}).encode() + b"\r\n")
+            listening.accept()[0].close()
+            for _ in range(2):
+                request = json.loads(first.recv(4096))
+                request.pop("execute")
+                first.sendall(json.dumps({"return": {}, **request}).encode() + b"\r\n")
+            first.recv(1)
+            first.close()
+
+        serving = threading.Thread(target=serve)
+        serving.start()
+        with Monitor.connect(path, process) as monitor:
+            assert monitor.execute("cont") == {}
+        serving.join(60)
+        assert not serving.is_alive()

@@ -7,11 +7,12 @@ monitors: one is ours, the other is chainlift's.
 from __future__ import annotations
 
 import json
+import select
 import shutil
 import socket
 import subprocess
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any, Self
@@ -37,7 +38,13 @@ class Qmp:
         self._socket.connect(str(path))
         self._file = self._socket.makefile("rw")
         self._file.readline()
-        self.execute("qmp_capabilities")
+        self._file.write('{"execute": "qmp_capabilities"}\n')
+        self._file.flush()
+        # A QEMU that has just begun to listen may stand in accept() until one client more comes.
+        while not select.select([self._socket], [], [], 1.0)[0]:
+            with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as other:
+                other.connect(str(path))
+        self._file.readline()
 
     def execute(self, command: str, **arguments: object) -> Any:
         """Run a command; ``_`` in a name stands for ``-``.

@@ -43,6 +43,8 @@ _T = TypeVar("_T")
 #: How long a command may take, where nobody says otherwise.
 COMMAND_S: Final = 120.0
 _RETRY_S: Final = 0.02
+#: After so long without an answer a QEMU that has just started is helped out of ``accept()``.
+_STUCK_S: Final = 1.0
 
 #: Events that nobody has asked for are kept up to this many; the oldest go first.
 _BACKLOG = 10_000
@@ -184,10 +186,26 @@ class Connection(Closing):
         connected = _open_socket(address, deadline)
         try:
             self.peer_pid = _peer_pid(connected)
-            self._call(self._client.connect(connected), max(deadline - time.monotonic(), 0.1))
+            self._call(self._negotiate(connected, address), max(deadline - time.monotonic(), 0.1))
         except BaseException:
             connected.close()
             raise
+
+    async def _negotiate(self, connected: socket.socket, address: str) -> None:
+        """Wait for QEMU's greeting and its first answer.
+
+        In a QEMU that has just begun to listen, the main loop and the monitor's thread may both go to accept us. The
+        second stands in ``accept()`` until one client more comes (seen in 7.2, one start of 200 on a busy host).
+        """
+        made = asyncio.ensure_future(self._client.connect(connected))
+        try:
+            while not (await asyncio.wait({made}, timeout=_STUCK_S))[0]:
+                if self._process is not None:  # ours, and just started
+                    _come_and_go(address)
+            made.result()
+        finally:
+            made.cancel()
+            await asyncio.gather(made, return_exceptions=True)
 
     async def _listen(self) -> None:
         listener = EventListener()
@@ -341,6 +359,14 @@ def _open_socket(address: str, deadline: float) -> socket.socket:
             raise
         else:
             return there
+
+
+def _come_and_go(address: str) -> None:
+    with (
+        contextlib.suppress(OSError),
+        socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as other,
+    ):
+        other.connect(address)
 
 
 def _peer_pid(connected: socket.socket) -> int | None:

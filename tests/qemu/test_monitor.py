@@ -136,7 +136,7 @@ def test_a_monitor_that_waits_for_one_client_more_gets_one(tmp_path):
             first.recv(1)
             first.close()
 
-        serving = threading.Thread(target=serve)
+        serving = threading.Thread(target=serve, daemon=True)
         serving.start()
         with Monitor.connect(path, process) as monitor:
             assert monitor.execute("cont") == {}

@@ -111,7 +111,6 @@ def run(
         event, deliver = status >> 16, 0
         number = os.WSTOPSIG(status)
         if pid in leaving:
-            _kill(alive)
             killed = True
             leaving.clear()
             continue
@@ -127,7 +126,6 @@ def run(
                 if here == point and fault is not None:
                     if fault == "kill before":
                         trace.hit = killed = True
-                        _kill(alive)
                         continue
                     if fault == "kill after":
                         trace.hit = True

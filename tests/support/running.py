@@ -38,13 +38,12 @@ class Qmp:
         self._socket.connect(str(path))
         self._file = self._socket.makefile("rw")
         self._file.readline()
-        self._file.write('{"execute": "qmp_capabilities"}\n')
-        self._file.flush()
+        self._send("qmp_capabilities", {})
         # A QEMU that has just begun to listen may stand in accept() until one client more comes.
-        while not select.select([self._socket], [], [], 1.0)[0]:
+        if not select.select([self._socket], [], [], 1.0)[0]:
             with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as other:
                 other.connect(str(path))
-        self._file.readline()
+        self._answer("qmp_capabilities")
 
     def execute(self, command: str, **arguments: object) -> Any:
         """Run a command; ``_`` in a name stands for ``-``.
@@ -52,10 +51,18 @@ class Qmp:
         :raise QmpError: if QEMU refuses.
         :raise ConnectionError: if it goes away.
         """
-        named = {key.replace("_", "-"): value for key, value in arguments.items()}
+        self._send(command, {key.replace("_", "-"): value for key, value in arguments.items()})
+        return self._answer(command)
+
+    def _send(self, command: str, arguments: dict[str, object]) -> None:
         try:
-            self._file.write(json.dumps({"execute": command, "arguments": named}) + "\n")
+            self._file.write(json.dumps({"execute": command, "arguments": arguments}) + "\n")
             self._file.flush()
+        except OSError as error:
+            raise ConnectionError(f"{command}: {error}") from error
+
+    def _answer(self, command: str) -> Any:
+        try:
             while line := self._file.readline():
                 answer = json.loads(line)
                 if "error" in answer:

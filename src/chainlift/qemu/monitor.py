@@ -201,7 +201,8 @@ class Connection(Closing):
         try:
             while not (await asyncio.wait({made}, timeout=_STUCK_S))[0]:
                 if self._process is not None:  # ours, and just started
-                    _come_and_go(address)
+                    with contextlib.suppress(OSError):
+                        _open_socket(address, 0.0).close()
             made.result()
         finally:
             made.cancel()
@@ -359,14 +360,6 @@ def _open_socket(address: str, deadline: float) -> socket.socket:
             raise
         else:
             return there
-
-
-def _come_and_go(address: str) -> None:
-    with (
-        contextlib.suppress(OSError),
-        socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as other,
-    ):
-        other.connect(address)
 
 
 def _peer_pid(connected: socket.socket) -> int | None:
